@@ -216,6 +216,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Err
         Ok(Top { command: None, .. }) => Err(wrong(None, "no command is given")),
         Ok(Top { command: Some(c), .. }) => judge(c).map(Invocation::Command),
         Err(exit) if exit.status.is_ok() => Ok(Invocation::Text(exit.output.trim_end().to_owned())),
+        Err(_) if names_standard_input(&args) => Err(wrong(
+            command,
+            "`-` is not a file: only send reads standard input, and it does so without `-`",
+        )),
         Err(exit) => Err(wrong(command, &readable(&exit.output))),
     }
 }
@@ -237,6 +241,13 @@ const VALUED: [&str; 12] = [
     "--acks",
     "--shipped",
 ];
+
+/// Whether there is a `-` that is neither an option's value nor behind `--`.
+fn names_standard_input(args: &[&str]) -> bool {
+    let valued = |i: usize| i.checked_sub(1).is_some_and(|before| VALUED.contains(&args[before]));
+    let mut before_files = args.iter().take_while(|a| **a != "--").enumerate();
+    before_files.any(|(i, a)| *a == "-" && !valued(i))
+}
 
 fn wrong(command: Option<&str>, why: &str) -> Error {
     match command {

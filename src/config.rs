@@ -40,7 +40,7 @@ use crate::watch::pattern::Pattern;
 pub use keys::{Agent, JournalSource, Kafka, KafkaTls, Source};
 use problem::Problems;
 use std::path::{Path, PathBuf};
-pub use table::{Described, KeySpec, Reload, ShownValue, TableSpec, differ};
+pub use table::{Described, KeySpec, Reload, ShownValue, TableSpec};
 pub use units::{BrokerAddress, brokers, topic as topic_name};
 pub use words::{Named, by_name};
 

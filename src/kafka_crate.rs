@@ -29,7 +29,7 @@
 //! | D11 | `Producer` sends empty values as null, which is a tombstone. | `produce_messages` with `Some(b"")`. |
 //! | D12 | Message format 0: no timestamps, no headers. | None: the modern driver. |
 //! | D13 | `with_partitioner` forgets security settings and client id. | The builder is not used. |
-//! | D14 | Codes above 35 all look alike. | Retried forever; with `auto`, the other driver takes over. |
+//! | D14 | Codes above 35 all look alike. | `byteorder/` keeps the number that was read last, which is the code; with `auto`, the other driver takes over. |
 //! | D15 | Asserts on the shape of an answer; on Kafka 4 metadata works and every send fails. | The probe checks versions; a connection closed on a send means "too new". |
 //! | D16 | Copies byte by byte, and computes its checksum table for every message; gzip at level 9 only (12 MB/s); no lz4, no zstd. | `crc/` replaces the checksum crate. Snappy, or the modern driver. |
 //! | D17 | Hashes keys differently from the Java client; formats IPv6 leaders as `::1:9092`; no SASL; throttling is invisible. | The core chooses partitions; addresses are parsed in the crate's format. |
@@ -41,8 +41,6 @@ mod topics;
 mod verdict;
 mod watchdog;
 
-#[cfg(test)]
-pub mod peer;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +56,7 @@ use crate::record::Topic;
 use crate::report::Board;
 use client::{CallError, Led};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use request::FrameFailed;
 use session::{CrateSession, RetryWait};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
@@ -219,37 +218,22 @@ impl CrateWorker<'_> {
                 Some(at) => orders.recv_deadline(at),
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            let done = match order {
-                Ok(Order::Topic(topic)) => self.open_topic(&topic),
-                Ok(Order::Send(batches)) => self.send(batches),
-                Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // never sent to a driver without sequence numbers
+            match order {
+                Ok(Order::Topic(topic)) => self.open_topic(&topic)?,
+                Ok(Order::Send(batches)) => self.send(batches)?,
+                Ok(Order::ProducerId | Order::Change(_)) => {} // never sent to a driver without sequence numbers
                 Ok(Order::Ask { topic, partition, pid }) => {
                     let last = Err("the classic driver cannot ask for a producer's state".to_owned());
-                    self.say(Event::Described { topic, partition, pid, last })
+                    self.say(Event::Described { topic, partition, pid, last })?;
                 }
-                Err(RecvTimeoutError::Timeout) => self.chores(),
+                Err(RecvTimeoutError::Timeout) => self.chores()?,
                 Err(RecvTimeoutError::Disconnected) => return Err(Leave::Closed),
-            };
-            if let Err(Leave::Incompatible { why }) = &done {
-                self.return_waiting(orders, why)?;
             }
-            done?;
         }
     }
 
     fn say(&self, event: Event) -> Result<(), Leave> {
         self.events.send(event).map_err(|_| Leave::Closed)
-    }
-
-    /// Before another driver takes over: queued orders were made for this driver's capabilities.
-    fn return_waiting(&self, orders: &Receiver<Order>, why: &str) -> Result<(), Leave> {
-        for order in orders.try_iter() {
-            let Order::Send(batches) = order else { continue };
-            for batch in batches {
-                self.say(Event::Done { batch, verdict: incompatible(why) })?;
-            }
-        }
-        Ok(())
     }
 
     fn open_topic(&mut self, topic: &Topic) -> Result<(), Leave> {
@@ -352,7 +336,7 @@ impl CrateWorker<'_> {
         };
         let how = (acks, self.options.limits.ack);
         let done = request::produce(&mut session.client, &mut self.encoder, batch, how);
-        let done = done.map_err(|t| t.after(&guard));
+        let done = done.map_err(|f| FrameFailed { trouble: f.trouble.after(&guard), ..f });
         drop(guard);
         match done {
             Ok(offset) => {
@@ -363,12 +347,13 @@ impl CrateWorker<'_> {
                 self.outages.works(Who::Broker(&leader), Instant::now());
                 Ok(Verdict::Stored { offset })
             }
-            Err(trouble) => Ok(self.failed(batch, &leader, &trouble)),
+            Err(failed) => Ok(self.failed(batch, &leader, &failed)),
         }
     }
 
     /// After a failed call: ends the session, records the reason, and looks up the verdict.
-    fn failed(&mut self, batch: &Batch, leader: &str, trouble: &CallError) -> Verdict {
+    fn failed(&mut self, batch: &Batch, leader: &str, failed: &FrameFailed) -> Verdict {
+        let trouble = &failed.trouble;
         let modern = self.session.as_ref().is_some_and(|s| s.ranges.suits_modern());
         self.drop_session();
         let why = verdict::why(trouble);
@@ -376,12 +361,12 @@ impl CrateWorker<'_> {
             self.outages.failed(Who::Broker(leader), &why, Instant::now());
             self.unproven.insert(leader.to_owned());
         }
-        if verdict::is_nameless(trouble)
+        if verdict::is_odd(trouble)
             && batch.attempts >= 2
             && modern
             && self.options.incompatible != OnIncompatible::Wait
         {
-            self.leaving = Some(why.clone()); // D14: the other driver knows the code and what to do about it
+            self.leaving = Some(why.clone());
         }
         let hangs_up = matches!(trouble, CallError::Closed) && !self.proven && batch.attempts >= 3; // D15
         if (hangs_up || verdict::is_version(trouble))
@@ -390,7 +375,7 @@ impl CrateWorker<'_> {
         {
             self.leaving = Some(format!("{leader}: {why}"));
         }
-        verdict::verdict(trouble)
+        verdict::verdict(failed, batch)
     }
 }
 

@@ -28,9 +28,19 @@ pub fn open_read(path: &Path) -> io::Result<File> {
 
 fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.custom_flags(libc::O_NOFOLLOW).open(path).map_err(|e| match e.raw_os_error() {
-        Some(libc::ELOOP) => io::Error::other("it is a symbolic link, which is not followed here"),
+        Some(libc::ELOOP) => {
+            io::Error::new(ErrorKind::InvalidInput, "it is a symbolic link, which is not followed here")
+        }
         _ => e,
     })
+}
+
+/// What to do about an error of this module: `otherwise`, unless the file is a symbolic link.
+pub fn fix<'a>(e: &io::Error, otherwise: &'a str) -> &'a str {
+    match e.kind() {
+        ErrorKind::InvalidInput => "replace the link by the file itself (the whole folder may be a link)",
+        _ => otherwise,
+    }
 }
 
 /// Creates a new file, removing whatever has that name; a symlink there is not followed. The umask applies to `mode`.

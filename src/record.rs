@@ -105,8 +105,32 @@ pub enum Break {
     Forced,
 }
 
+/// A regular expression for lines. Two are equal if their texts are.
+#[derive(Clone, Debug)]
+pub struct LineRegex(regex::bytes::Regex);
+
+impl From<regex::bytes::Regex> for LineRegex {
+    fn from(compiled: regex::bytes::Regex) -> Self {
+        LineRegex(compiled)
+    }
+}
+
+impl std::ops::Deref for LineRegex {
+    type Target = regex::bytes::Regex;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl PartialEq for LineRegex {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
 /// Where a record's key comes from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub enum Key {
     #[default]
     None,
@@ -115,7 +139,7 @@ pub enum Key {
     /// The followed path.
     Path,
     /// The first group of the expression, or the whole match; no match gives no key.
-    Regex(regex::bytes::Regex),
+    Regex(LineRegex),
     /// A field of a line that is a JSON object, by its path; a missing field gives no key.
     Field(Vec<String>),
     /// What the source put into the line's [`RecordHead`].
@@ -123,7 +147,7 @@ pub enum Key {
 }
 
 /// The format of a record's value.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Format {
     /// The line's bytes, unchanged.
     #[default]

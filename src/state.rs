@@ -148,8 +148,9 @@ fn open_marks(
         Ok(opened) => opened,
         Err(e) => {
             log::error!(
-                "open {}: {e}; doubled_at_most will not include lines sent again after a crash",
-                path.display()
+                "open {}: {e}; doubled_at_most will not include lines sent again after a crash; {}",
+                path.display(),
+                private_file::fix(&e, "let the agent's user write it")
             );
             return (SentMarks::nowhere(), false);
         }

@@ -52,6 +52,9 @@ pub use trouble::Unread;
 
 use crate::chunk::{Chunk, Origin};
 use crate::handover::{Outlet, Stopped};
+use crate::lock::lock;
+use crate::own_events::TailWait;
+use crate::pace;
 use crate::packed::{Packed, packing};
 use crate::quota::{DeadLetterShare, Room};
 use crate::record::{Shape, StreamId, Topic};
@@ -74,7 +77,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Where to start reading a file that already exists when its source is first seen.
@@ -97,7 +100,7 @@ impl Start {
 }
 
 /// How much data of deleted files is kept open for unread lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hold {
     pub bytes: u64,
     pub time: Duration,
@@ -125,6 +128,8 @@ pub struct TailOptions {
     pub reopen: bool,
     /// How often to look if events are unavailable or disabled.
     pub poll: Duration,
+    /// Lines may wait this long for more of them.
+    pub linger: Duration,
     pub rotate_grace: Duration,
     pub rest_after: Option<Duration>,
     pub deleted_hold: Hold,
@@ -206,6 +211,7 @@ pub fn run(
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let slot = &*wake.slot;
+    let mut waits = TailWait::new(slot);
     let mut woken = WakeReasons::default();
     let unread = loop {
         if let Ok(change) = wake.changes.try_recv() {
@@ -232,7 +238,7 @@ pub fn run(
         }
         match step {
             Step::End => break tail.never_opened(),
-            Step::Wait(time) => woken = slot.wait(time),
+            Step::Wait(time) => woken = tail.wait(&mut waits, time),
             _ => woken = WakeReasons::default(),
         }
         if stop.is_on() {
@@ -328,7 +334,7 @@ struct Tail<'a> {
 
 /// See [`Known::folder`]. Decisions still open when the agent stops are made at the next start.
 fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>, Halt> {
-    let decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
+    let decides = lock(folder);
     if stop.is_on() { Err(Halt::Stopped) } else { Ok(decides) }
 }
 
@@ -448,6 +454,11 @@ impl Tail<'_> {
         }
         let done = self.is_steady() && matches!(&self.open[..], [open] if !open.unread() && !open.rest());
         Ok(Some(if done { Step::Wait(self.between_looks(true)) } else { Step::Read(0) }))
+    }
+
+    fn wait(&self, waits: &mut TailWait<'_>, time: Duration) -> WakeReasons {
+        let files = self.open.iter().filter_map(|open| Some((&open.identity, &**open.file()?)));
+        waits.wait(time, files, self.is_steady(), pace::delay(self.o.linger))
     }
 
     /// Nothing is going on but that lines are appended to the live file.
@@ -644,6 +655,12 @@ impl Tail<'_> {
             }
             let quiet = now.duration_since(open.changed);
             let progress = &open.origin.progress;
+            if deleted
+                && !progress.is_done()
+                && let Some(slot) = self.known.slot(&self.o.path)
+            {
+                progress.awaited_by(slot);
+            }
             seen.push(Seen {
                 live: open.live,
                 unread: open.unread(),

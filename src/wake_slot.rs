@@ -4,6 +4,7 @@
 //! A channel per reason and a `select!` were rejected: registering with four channels and unregistering costs more than
 //! reading a line, and waker and sleeper contend for the channel's lock.
 
+use crate::waker::Waker;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,23 @@ struct SlotState {
     reasons: WakeReasons,
     /// The tail waits and must be notified.
     waiting: bool,
+    events: Events,
+    /// Wakes the tail while it waits for events of its own.
+    waker: Option<Waker>,
+}
+
+/// Who reads the events for writes to a tail's files.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Events {
+    /// `watch`, for all tails.
+    #[default]
+    Shared,
+    /// The tail, but `watch` still asks for them too.
+    Claimed,
+    /// The tail alone.
+    Own,
+    /// The tail until `watch` asks for them again, which it does at its next walk.
+    Returned,
 }
 
 /// Why a tail was woken. Nothing set: the wait timed out.
@@ -70,11 +88,45 @@ impl WakeSlot {
         let first = !pending.reasons.any();
         add(&mut pending.reasons);
         let waiting = std::mem::take(&mut pending.waiting);
+        if first && let Some(waker) = &pending.waker {
+            waker.wake();
+        }
         drop(pending);
         if waiting {
             self.changed.notify_one();
         }
         first
+    }
+
+    pub fn events(&self) -> Events {
+        self.lock().events
+    }
+
+    /// The tail reads the events itself, and waits with this waker. Call after it watches its files.
+    pub fn claim_events(&self, waker: &Waker) {
+        let mut pending = self.lock();
+        (pending.events, pending.waker) = (Events::Claimed, Some(waker.clone()));
+    }
+
+    /// The tail wants `watch` to read the events again.
+    pub fn return_events(&self) {
+        self.lock().events = Events::Returned;
+    }
+
+    /// `watch` has done what these called for, unless the tail has changed them meanwhile.
+    pub fn settle(&self, events: Events) {
+        let mut pending = self.lock();
+        match events {
+            _ if pending.events != events => {}
+            Events::Claimed => pending.events = Events::Own,
+            Events::Returned => {
+                (pending.events, pending.reasons.look) = (Events::Shared, true);
+                if let Some(waker) = pending.waker.take() {
+                    waker.wake();
+                }
+            }
+            Events::Shared | Events::Own => {}
+        }
     }
 
     /// The file was written to, as noticed at `since`. Returns whether nothing was pending before.
@@ -94,6 +146,11 @@ impl WakeSlot {
     /// Call after the stop signal or the new options are visible to the tail.
     pub fn interrupt(&self) {
         self.wake(|r| r.interrupted = true);
+    }
+
+    /// Takes all reasons.
+    pub fn take(&self) -> WakeReasons {
+        std::mem::take(&mut self.lock().reasons)
     }
 
     /// Waits for a reason, at most `limit`, and takes all.

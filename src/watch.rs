@@ -3,24 +3,24 @@
 //!
 //! Two inotify instances serve all files (the kernel allows 128 per user): one watches the folders of the patterns for
 //! names, the other each followed file for its contents. So other files in a folder cause no wake-ups, and while writes
-//! are gathered, which `linger` may ask for a second of, a rotation is still noticed at once. A wake never blocks.
+//! are gathered, which `linger` may ask for a second of, a rotation is still noticed at once. A wake never blocks. The
+//! tails of a few busy files watch for writes themselves ([`crate::own_events`]).
 //!
 //! Events are hints. After a lost event, a queue overflow, or where inotify does not work (network file systems,
 //! exhausted watches), the tail's next check or the next walk comes later, and no line is lost. inotify alone was
 //! rejected as a source of truth: it misses mounts, replaced parent folders and everything before the first watch.
 
 pub mod glob;
-mod pace;
 pub mod pattern;
 mod watches;
 
 use crate::heartbeat::Heartbeat;
+use crate::pace::{self, ReadPace};
 use crate::packed::{Packed, packing};
-use crate::wake_slot::WakeSlot;
+use crate::wake_slot::{Events, WakeSlot};
 use crate::waker::poll_for;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use log::{info, warn};
-use pace::ReadPace;
 use pattern::{Exclude, Pattern, Visitor};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use std::collections::{BTreeMap, HashMap};
@@ -325,13 +325,17 @@ impl<'a> Watch<'a> {
             return;
         }
         let (slots, noticed) = (&self.slots, self.contents.noticed());
-        let mut woken = 0;
+        let (mut woken, mut claimed) = (0, Vec::new());
         let had_events = self.watches.read_contents(|path, only_modified| {
             if let Some(slot) = slots.get(path) {
                 let wake = &slot.wake;
                 woken += u32::from(if only_modified { wake.modified(noticed) } else { wake.look() });
+                if wake.events() == Events::Claimed {
+                    claimed.push(path.to_path_buf());
+                }
             }
         });
+        claimed.iter().for_each(|path| self.watch_file(path));
         if had_events == ContentEvents::Overflow {
             woken += self.wake_all();
         }
@@ -453,6 +457,7 @@ impl<'a> Watch<'a> {
             } else if changed {
                 slot.wake.look(); // in case no event told, as for a write to mapped memory
             }
+            self.settle(&path);
         } else if !m.is_file() {
             self.refuse(path, kind(m));
         } else if self.own.contains(&(m.dev(), m.ino())) {
@@ -514,8 +519,19 @@ impl<'a> Watch<'a> {
     fn watch_file(&mut self, path: &Path) {
         let Some(slot) = self.slots.get_mut(path) else { return };
         let polled = self.sources.iter().find(|s| s.means(path)).is_some_and(|s| s.poll);
-        if polled || self.watches.file(path, &mut slot.watches) == EventSupport::No {
+        let events = slot.wake.events();
+        let writes = matches!(events, Events::Shared | Events::Returned);
+        if polled || self.watches.file(path, &mut slot.watches, writes) == EventSupport::No {
             slot.wake.hints.store(false, Relaxed);
+        }
+        slot.wake.settle(events);
+    }
+
+    /// Does what the tail asked for about the events for writes.
+    fn settle(&mut self, path: &Path) {
+        let asked = |slot: &Slot| matches!(slot.wake.events(), Events::Claimed | Events::Returned);
+        if self.slots.get(path).is_some_and(asked) {
+            self.watch_file(path);
         }
     }
 

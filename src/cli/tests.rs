@@ -76,6 +76,9 @@ fn wrong_lines() {
         ),
         (&["run", "--from=end", "--from=end"], "'--from' with value 'end': duplicate values provided; see"),
         (&["tail"], "no FILE"),
+        (&["tail", "-"], "only send reads standard input"),
+        (&["run", "--once", "f", "-"], "only send reads standard input"),
+        (&["run", "--topic", "-", "--x", "--", "-"], "--x"),
         (&["send", "--topic", "t"], "--brokers"),
         (&["send", "--brokers", "k:1", "--topic", "t", "--partition", "-1"], "--partition"),
         (

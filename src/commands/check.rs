@@ -2,7 +2,7 @@
 //!
 //! Only a valid config gets here: [`config::load`] reports the problems of others. An unreadable file or an
 //! unwritable state folder is a warning, because the agent's user may have permissions that this user lacks. A
-//! missing `must_exist` file, a file in place of the state folder, and with `--connect` an unreachable broker, are
+//! missing `must_exist` file, a file in place of the state folder, a TLS file that is not PEM, and with `--connect` an unreachable broker, are
 //! failures. A broker that can never do what the config requires makes it an invalid config.
 
 mod cluster;
@@ -10,7 +10,7 @@ mod connect;
 mod found;
 mod traffic;
 
-use super::threads;
+use super::{drivers, threads};
 use crate::cli;
 use crate::clock;
 use crate::config::{
@@ -20,10 +20,11 @@ use crate::error::{Error, Escaped, ExitCode};
 use crate::exactly_once::file::HALF;
 use crate::journal;
 use crate::kafka::broker_check::{BrokerCheckStep, Outcome};
+use crate::kafka::net::tls;
 use crate::links;
 use crate::packed::{Packed, packing};
 use crate::sys::heap;
-use rustix::fs::OFlags;
+use rustix::fs::{Access, OFlags, access};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -171,6 +172,11 @@ impl Report {
         }
     }
 
+    fn fail(&mut self, why: &str) {
+        self.failed = true;
+        self.line("failed", why);
+    }
+
     fn secrets(&mut self, k: &Kafka) {
         if let Some(sasl) = &k.sasl {
             let (file, key) = sasl.secret_file();
@@ -185,15 +191,21 @@ impl Report {
             self.secret(password, "proxy_password_file");
         }
         if let Some(tls) = &k.tls {
+            let mut readable = true;
             for (file, key) in [(&tls.ca, "ca"), (&tls.cert, "cert")] {
                 if let Some(file) = file
-                    && let Err(e) = File::open(file)
+                    && let Err(e) = access(file, Access::READ_OK)
                 {
+                    readable = false;
                     self.warn(format!("{key} {}: {e}; give the path of a PEM file", shown(file)));
                 }
             }
             if let Some(key) = &tls.key {
                 self.secret(key, "key");
+                readable &= access(key, Access::READ_OK).is_ok();
+            }
+            if readable && let Err(why) = tls::check_files(&drivers::tls(tls)) {
+                self.fail(&why.to_string());
             }
         }
     }
@@ -201,7 +213,10 @@ impl Report {
     /// A file that must be private. A systemd credential exists only while the service runs.
     fn secret(&mut self, path: &Path, key: &str) {
         match path.metadata() {
-            Ok(m) if m.mode() & 0o007 != 0 => {
+            Ok(m) if m.is_dir() && key != "key" => {
+                self.fail(&format!("{key} {}: it is a folder; name a file", shown(path)));
+            }
+            Ok(m) if m.is_file() && m.mode() & 0o007 != 0 => {
                 let mode = m.mode() & 0o777;
                 self.warn(format!(
                     "{key} {} is readable by every user (mode {mode:o}); chmod o= it",
@@ -230,11 +245,10 @@ impl Report {
         let existing = dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/"));
         if !existing.is_dir() {
             // No permission fixes this.
-            self.failed = true;
             let fix = "move it away, or name a folder with state_dir";
-            return self.line("failed", &format!("{}: it is not a folder; {fix}", shown(existing)));
+            return self.fail(&format!("{}: it is not a folder; {fix}", shown(existing)));
         }
-        if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
+        if access(existing, Access::WRITE_OK).is_err() {
             self.warn(format!(
                 "{} cannot be written by this user; for the service systemd creates it (StateDirectory=), otherwise chown it",
                 shown(existing)
@@ -365,7 +379,7 @@ impl Report {
     fn traffic(&mut self, config: &Config) {
         let Output::Kafka(k) = &config.output else { return };
         let mut files: Vec<PathBuf> = config.sources.iter().flat_map(found::files).collect();
-        files.sort();
+        files.sort_unstable();
         files.dedup();
         let now = clock::now_ms() as f64 / 1e3;
         let Some((text, a_day)) = traffic::Estimate::of(&files, now).text(k) else { return };

@@ -116,7 +116,7 @@ pub fn visiting(kafka: &Kafka, limit: Duration) -> modern::KafkaOptions {
     modern::KafkaOptions { connect_timeout: limit, request_timeout: limit, ..options }
 }
 
-fn tls(tls: &config::KafkaTls) -> net::tls::TlsOptions {
+pub fn tls(tls: &config::KafkaTls) -> net::tls::TlsOptions {
     net::tls::TlsOptions {
         ca: tls.ca.clone(),
         client: tls.cert.clone().zip(tls.key.clone()),

@@ -85,6 +85,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
                 give_up: config.once.then_some(GIVE_UP),
                 reopen: s.reopen,
                 poll: s.poll.unwrap_or(POLL),
+                linger: producer(config).linger,
                 rotate_grace: s.rotate_grace,
                 rest_after: [s.partial_after, s.multiline.as_ref().map(|(_, timeout)| *timeout)]
                     .into_iter()

@@ -53,6 +53,7 @@ pub fn recover(
     let path = folder.join("flights");
     let trouble = |e| {
         let fix = "make this file writable for the agent's user and free 9 MiB on its disk; or set delivery = \"at-least-once\"";
+        let fix = private_file::fix(&e, fix);
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
     let (store, found) = private_file::open_or_create(&path).and_then(IntentFile::open).map_err(trouble)?;

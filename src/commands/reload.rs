@@ -6,7 +6,6 @@
 
 use crate::config::{
     self, Config, Delivery, Described, KeySpec, Output, Overrides, Reload, ShownValue, Source, TableSpec,
-    differ,
 };
 use crate::error::Error;
 use std::fmt;
@@ -41,7 +40,7 @@ impl ConfigChanges {
             if old.agent.delivery != new.agent.delivery {
                 is.batch = was.batch; // its default depends on `delivery`, which needs a restart
             }
-            changes.elsewhere = differ(&was.brokers, &is.brokers) && !exactly_once;
+            changes.elsewhere = was.brokers != is.brokers && !exactly_once;
         }
         old.agent.compare(&mut new.agent, &mut |table, key| changes.key(table, key, exactly_once));
         if let (Output::Kafka(was), Output::Kafka(is)) = (&old.output, &mut new.output) {
@@ -51,7 +50,7 @@ impl ConfigChanges {
             changes.taken.push("[metrics] textfile".into());
         }
         changes.files(&old.sources, &new.sources);
-        if differ(&old.journals, &new.journals) {
+        if old.journals != new.journals {
             new.journals.clone_from(&old.journals);
             changes.restart.push("[[journal]]".into());
         }
@@ -83,16 +82,16 @@ impl ConfigChanges {
 
     /// A table with other `paths` is a different table. `topic` of `[kafka]` has been copied into the tables by now.
     fn files(&mut self, old: &[Source], new: &[Source]) {
-        let (old, new) = (Tables::of(old), Tables::of(new));
-        let added = new.paths.iter().filter(|paths| !old.paths.contains(paths)).count();
-        let removed = old.paths.iter().filter(|paths| !new.paths.contains(paths)).count();
-        let changed = new.whole.iter().filter(|whole| !old.whole.contains(whole)).count() - added;
+        let lacks = |all: &[Source], one: &Source| !all.iter().any(|s| s.paths == one.paths);
+        let added = new.iter().filter(|s| lacks(old, s)).count();
+        let removed = old.iter().filter(|s| lacks(new, s)).count();
+        let changed = new.iter().filter(|s| !old.contains(s)).count() - added;
         for (n, what) in [(added, "added"), (removed, "removed"), (changed, "changed")] {
             if n > 0 {
                 self.taken.push(format!("{n} [[files]] {what}"));
             }
         }
-        if added + removed == 0 && old.paths != new.paths {
+        if added + removed == 0 && !old.iter().map(|s| &s.paths).eq(new.iter().map(|s| &s.paths)) {
             self.taken.push("the order of [[files]]".into());
         }
     }
@@ -100,21 +99,6 @@ impl ConfigChanges {
     /// Whether some keys need a restart.
     pub fn needs_restart(&self) -> bool {
         !self.restart.is_empty()
-    }
-}
-
-/// All `[[files]]`, formatted once for many comparisons.
-struct Tables {
-    paths: Vec<String>,
-    whole: Vec<String>,
-}
-
-impl Tables {
-    fn of(all: &[Source]) -> Self {
-        Tables {
-            paths: all.iter().map(|s| format!("{:?}", s.paths)).collect(),
-            whole: all.iter().map(|s| format!("{s:?}")).collect(),
-        }
     }
 }
 
@@ -173,6 +157,8 @@ mod tests {
             (old.replace("b:9092", "c:9092"), "applied: [kafka] brokers", true),
             (old.replace("topic = \"t\"", "topic = \"u\""), "applied: 2 [[files]] changed", false),
             (format!("{old}drop = ['x']"), "applied: 1 [[files]] changed", false),
+            (format!("{old}multiline = {{ start = 'x' }}"), "applied: 1 [[files]] changed", false),
+            (kafka("key = { regex = 'x' }"), "applied: [kafka] key, [kafka] partition", false),
             (format!("{old}headers = {{ a = \"b\" }}"), "applied: 1 [[files]] changed", true),
             (format!("{old}[[files]]\npaths = [\"/c\"]"), "applied: 1 [[files]] added", false),
             (old.replace("/a.log", "/c.log"), "applied: 1 [[files]] added, 1 [[files]] removed", false),
@@ -186,6 +172,17 @@ mod tests {
             let (changes, _) = changes(&old, &new);
             assert_eq!((changes.to_string().as_str(), changes.driver), (said, driver), "{new}");
             assert_eq!(changes.elsewhere, said.contains("brokers"));
+        }
+    }
+
+    /// Fails when two regular expressions are equal although their texts differ, or the other way round.
+    #[test]
+    fn regular_expressions_are_compared_by_their_text() {
+        for key in ["drop = ['^a']", "multiline = { start = '^a', timeout = \"1s\" }"] {
+            let old = format!("{BASE}{FILES}{key}\n");
+            assert_eq!(changes(&old, &old).0.to_string(), "nothing has changed");
+            let changed = changes(&old, &old.replace("^a", "^b")).0.to_string();
+            assert_eq!(changed, "applied: 1 [[files]] changed");
         }
     }
 

@@ -10,8 +10,8 @@ use super::{
     Mechanism, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync, TokenUrl,
 };
 use crate::producer::spending::DataBudget;
+use crate::record::LineRegex;
 use crate::watch::pattern::{Exclude, Pattern};
-use regex::bytes::Regex;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ table! {
 table! {
     pub struct KeyTable "`key`" {
         constant: Option<String> = text("text"), Example("\"x\""), AtOnce, "The same key for every record.";
-        regex: Option<Regex> = pattern("regular expression"), Example("'id=(\\d+)'"), AtOnce,
+        regex: Option<LineRegex> = pattern("regular expression"), Example("'id=(\\d+)'"), AtOnce,
             "The first group of the match, or the whole match if there is no group.";
         field: Option<Vec<String>> = json_path("text"), Example("\"user.id\""), AtOnce,
             "A field of a line that is a JSON object; dots separate nested names.";
@@ -235,13 +235,13 @@ table! {
             "Cut lines are counted.";
         partial_after: Option<Duration> = wait("duration"), Example("\"5s\""), AtOnce,
             "Send an unfinished line after this long; without it, a line waits for its end.",
-            "For writers that leave prompts or progress without a newline.";
+            "For writers that leave prompts or progress without a newline. The rest of the line is sent as a line of its own.";
         multiline: Option<(Multiline, Duration)> = multiline("table" => MultilineTable),
             Example("{ start = '^\\d{4}-', timeout = \"2s\", max_lines = 500 }"), AtOnce,
             "Joins several lines into one record: `start` matches the first line of each, or `continue` every line but the first.";
-        include: Vec<Regex> = patterns("regular expression or list"), Instance("[]", "['\"(GET|POST) ']"), AtOnce,
+        include: Vec<LineRegex> = patterns("regular expression or list"), Instance("[]", "['\"(GET|POST) ']"), AtOnce,
             "Send only lines that match one of these and none of drop.";
-        drop: Vec<Regex> = patterns("regular expression or list"), Instance("[]", "['\"GET /health ']"), AtOnce, "",
+        drop: Vec<LineRegex> = patterns("regular expression or list"), Instance("[]", "['\"GET /health ']"), AtOnce, "",
             "Lines that match one of these are not sent.";
         skip_empty: bool = flag("true or false"), Default("false"), AtOnce, "", "Do not send empty lines.";
         format: Format = word(words::<Format>()), Instance("\"raw\"", "\"json\""), AtOnce,
@@ -311,9 +311,9 @@ table! {
 
 table! {
     pub struct MultilineTable "`multiline`" {
-        start: Option<Regex> = pattern("regular expression"), Example("'^\\d{4}-'"), AtOnce,
+        start: Option<LineRegex> = pattern("regular expression"), Example("'^\\d{4}-'"), AtOnce,
             "Matches the first line of each record.";
-        continues as "continue": Option<Regex> = pattern("regular expression"), Example("'^\\s'"), AtOnce,
+        continues as "continue": Option<LineRegex> = pattern("regular expression"), Example("'^\\s'"), AtOnce,
             "Instead of start: matches every line of a record but the first.";
         timeout: Duration = wait("duration"), Default("\"2s\""), AtOnce,
             "A record is sent after this long without another line.";

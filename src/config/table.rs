@@ -6,7 +6,6 @@ use super::placeholder;
 use super::problem::{Problems, TextPosition};
 use super::words::nearest;
 use std::borrow::Cow;
-use std::fmt::Debug;
 use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
@@ -112,11 +111,6 @@ pub trait Described: Sized {
     fn compare(&self, new: &mut Self, keep: &mut dyn FnMut(&'static TableSpec, &'static KeySpec) -> bool);
 }
 
-/// Compares the debug output, because a compiled regular expression has no equality.
-pub fn differ(a: &dyn Debug, b: &dyn Debug) -> bool {
-    format!("{a:?}") != format!("{b:?}")
-}
-
 /// Declares a table: `pub struct …` also defines the struct of its values, `for …` uses the option struct of a stage.
 /// `optional` tables are commented out in the example; parts in brackets may be omitted:
 ///
@@ -132,7 +126,7 @@ macro_rules! table {
             $shown:ident($value:literal $(, $note:literal)?), $reload:ident, $text:literal $(, $more:literal)?;)*
     }) => {
         #[doc = concat!("`", $name, "`")]
-        #[derive(Clone, Debug)]
+        #[derive(Clone, PartialEq, Debug)]
         pub struct $type {
             $(pub $field: $ty,)*
         }
@@ -183,7 +177,7 @@ macro_rules! table {
             ) {
                 $({
                     let key = Self::TABLE.key(table!(@name $field $($alias)?));
-                    if differ(&self.$field, &new.$field) && keep(Self::TABLE, key) {
+                    if self.$field != new.$field && keep(Self::TABLE, key) {
                         new.$field.clone_from(&self.$field);
                     }
                 })*

@@ -2,6 +2,7 @@
 
 use crate::kafka::net::proxy::{ProxyKind, ProxyUrl};
 use crate::producer::spending::{DataBudget, PERIODS};
+use crate::record::LineRegex;
 use crate::watch::glob::{Glob, GlobError};
 use crate::watch::pattern::Pattern;
 use std::fmt;
@@ -262,13 +263,15 @@ pub fn topic(s: &str) -> Result<String, Invalid> {
 
 /// A regular expression over bytes, with limits that keep program and cache small, because there is one cache per
 /// searching thread.
-pub fn regex(s: &str) -> Result<regex::bytes::Regex, Invalid> {
+pub fn regex(s: &str) -> Result<LineRegex, Invalid> {
     let built = regex::bytes::RegexBuilder::new(s).size_limit(1 << 20).dfa_size_limit(256 << 10).build();
-    built.map_err(|e| match (e, regex_syntax::ParserBuilder::new().utf8(false).build().parse(s)) {
-        // `regex` has its parser's error only as text.
-        (_, Err(e)) => Invalid::Regex(Box::new(e)),
-        (regex::Error::CompiledTooBig(_), _) => Text("its compiled form is larger than 1 MiB"),
-        _ => Text("it cannot be compiled"),
+    built.map(LineRegex::from).map_err(|e| {
+        match (e, regex_syntax::ParserBuilder::new().utf8(false).build().parse(s)) {
+            // `regex` has its parser's error only as text.
+            (_, Err(e)) => Invalid::Regex(Box::new(e)),
+            (regex::Error::CompiledTooBig(_), _) => Text("its compiled form is larger than 1 MiB"),
+            _ => Text("it cannot be compiled"),
+        }
     })
 }
 

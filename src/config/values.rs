@@ -7,8 +7,8 @@ use super::units::{self, Invalid};
 use super::words::{Named, names, nearest};
 use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, ProxyUrl, Start, Sync};
 use crate::producer::spending::DataBudget;
+use crate::record::LineRegex;
 use crate::watch::pattern::{Exclude, Pattern};
-use regex::bytes::Regex;
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -186,11 +186,11 @@ pub fn topic(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<String> {
     parsed(walk, key, v, ("a topic", "\"web_log\""), units::topic)
 }
 
-pub fn pattern(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Regex> {
+pub fn pattern(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<LineRegex> {
     parsed(walk, key, v, ("a regular expression", "'^[0-9]+ '"), units::regex)
 }
 
-pub fn patterns(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<Regex>> {
+pub fn patterns(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<LineRegex>> {
     one_or_list(walk, key, v, pattern)
 }
 

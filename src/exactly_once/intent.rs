@@ -454,7 +454,8 @@ mod tests {
             let mut lines = Vec::new();
             let text = text.as_bytes();
             let (then, rest) = (Then::Line, Rest::Waits);
-            let input = FramingInput { bytes: text, then, rest, in_hole: false, is_hole: &|_| false };
+            let input =
+                FramingInput { bytes: text, then, in_line: false, rest, in_hole: false, is_hole: &|_| false };
             let framed = frame(&Rules::default(), input, &mut lines, 100);
             assert_eq!(split(&text[..framed.consumed]).collect::<Vec<_>>(), lines, "{text:?}");
         }

@@ -226,10 +226,12 @@ impl Chooser {
         let (mut tries, mut rng) = (0, Rng::random());
         let mut again = left;
         loop {
+            let is_hurried = tries == 0 && options.brokers.len() > 1;
+            let limits = if is_hurried { options.probe.hurried() } else { options.probe };
             for _ in 0..options.brokers.len() {
                 let host = &options.brokers[self.turn % options.brokers.len()];
                 self.heartbeat.within(Heartbeat::SLOW);
-                let visit = self.visit(host);
+                let visit = self.visit(host, &limits);
                 if self.stop.is_on() {
                     return None; // the status holds another driver's brokers by now
                 }
@@ -259,11 +261,11 @@ impl Chooser {
     }
 
     /// The host's supported versions; `None` if it does not report them, like Kafka 0.9.
-    fn visit(&self, host: &str) -> Result<Option<Ranges>, String> {
+    fn visit(&self, host: &str, limits: &probe::Limits) -> Result<Option<Ranges>, String> {
         let mut last = String::new();
         let bytes = self.outages.board.traffic.broker(host);
         for addr in probe::resolve(host)? {
-            match probe::ask(addr, &self.options.probe, &bytes) {
+            match probe::ask(addr, limits, &bytes) {
                 Finding::Kafka(ranges) => return Ok(Some(ranges)),
                 Finding::Closed => return Ok(None),
                 other => last = other.to_string(),

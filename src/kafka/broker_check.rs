@@ -1,6 +1,7 @@
 //! Checks the path to one broker step by step, for `check --connect`. Uses the driver's own connections, so that what
 //! works here works there. Writes no record, creates no topic, and never retries.
 
+mod old_requests;
 mod topics;
 
 use super::KafkaOptions;
@@ -13,12 +14,13 @@ use crate::kafka::net::sasl::SaslOptions;
 use crate::kafka::net::stream::{CountedSocket, Stream};
 use crate::kafka::protocol::messages::{self, MAY_READ, Metadata, Versions};
 use crate::producer::driver::Pace;
+use crate::record::Key;
 use crate::waker::poll_for;
 use std::fmt;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use topics::{creates_topics, leaders, rights, size};
+use topics::{creates_topics, key, leaders, rights, size};
 
 /// What to check.
 pub struct Visit<'a> {
@@ -30,6 +32,7 @@ pub struct Visit<'a> {
     pub speaks: Speaks,
     /// The partition that all lines go to.
     pub fixed: Option<i32>,
+    pub key: &'a Key,
     /// Exactly-once: `DescribeProducers` and the right to read are needed too.
     pub once: bool,
     /// Batches will get producer ids, if the broker assigns them.
@@ -68,10 +71,12 @@ pub enum BrokerStep {
     DescribeProducers,
     Metadata,
     ProducerId,
-    /// Permission to write to a topic and to read it, and whether it accepts what will be sent.
+    /// Permission to write to a topic and to read it, and whether it accepts what will be sent: its size, and its key.
     Write(String),
     Read(String),
     Size(String),
+    Key(String),
+    OldRequests,
 }
 
 impl fmt::Display for BrokerStep {
@@ -90,6 +95,8 @@ impl fmt::Display for BrokerStep {
             BrokerStep::Write(topic) => write!(f, "write {topic}"),
             BrokerStep::Read(topic) => write!(f, "read {topic}"),
             BrokerStep::Size(topic) => write!(f, "size {topic}"),
+            BrokerStep::Key(topic) => write!(f, "key {topic}"),
+            BrokerStep::OldRequests => f.write_str("old requests"),
         }
     }
 }
@@ -208,8 +215,14 @@ fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) 
         }
         rights(v, wanted.topic, meta, tell);
     }
+    if v.speaks == Speaks::Classic {
+        step(BrokerStep::OldRequests, tell, || {
+            Ok(((), old_requests::are_accepted(v, v.topics[0].topic, &mut c)?))
+        })?;
+    }
     for wanted in v.topics {
         to.largest.extend(size(v, wanted, &mut c, tell)?.map(|most| (wanted.topic.to_owned(), most)));
+        key(v, wanted.topic, &mut c, tell)?;
     }
     to.creates_topics = creates_topics(v, &answer, &mut c);
     Some(())

@@ -11,11 +11,12 @@ use crate::error::Reason;
 use crate::kafka::health::Health;
 use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch};
 use crate::kafka::net::dialer::Dial;
+use crate::kafka::net::probe::HURRY;
 use crate::producer::driver::{Event, Pace};
 use crate::producer::outage;
 use crate::record::Topic;
 use crate::report::Board;
-use candidates::{Candidates, Kind};
+use candidates::{BootstrapBroker, Candidates};
 use rustix::event::PollFd;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,9 +34,19 @@ struct ProducerId {
 #[derive(Debug)]
 enum Link {
     None,
-    Dialing(Dial),
+    Dialing(Vec<BootstrapDial>),
     Up(Box<Up>),
 }
+
+/// An attempt to connect to a broker of the round.
+#[derive(Debug)]
+struct BootstrapDial {
+    to: BootstrapBroker,
+    dial: Dial,
+}
+
+/// Attempts at the same time: a broker that hangs must not keep the others waiting.
+const ATTEMPTS: usize = 4;
 
 #[derive(Debug)]
 struct Up {
@@ -65,9 +76,11 @@ enum Question {
 /// One pass through the brokers, until one of them has answered.
 #[derive(Debug)]
 struct Round {
-    rest: VecDeque<(Kind, String)>,
-    /// The broker being asked.
-    at: (Kind, String),
+    rest: VecDeque<BootstrapBroker>,
+    /// The broker that is connected.
+    at: Option<BootstrapBroker>,
+    /// When the next broker is tried although the others may still answer.
+    next: Instant,
     /// After this time the round ends once one of each kind was tried; the next round starts with others.
     until: Instant,
     tried: [usize; 2],
@@ -124,13 +137,18 @@ impl Fetcher {
     pub fn wake(&self, shared: &Shared) -> Option<Instant> {
         let due = self.due(shared);
         match &self.link {
-            Link::Dialing(_) => None,
+            Link::Dialing(attempts) => self.next_attempt(attempts),
             Link::None => due.map(|at| at.max(self.next_round)),
             Link::Up(up) => match &up.asked {
                 Some(asked) => Some(asked.deadline),
                 None => due.into_iter().chain([up.idle + shared.options.idle]).min(),
             },
         }
+    }
+
+    fn next_attempt(&self, attempts: &[BootstrapDial]) -> Option<Instant> {
+        let round = self.round.as_ref().filter(|r| !r.rest.is_empty() && attempts.len() < ATTEMPTS)?;
+        Some(round.next)
     }
 
     /// When the next request is due.
@@ -149,14 +167,23 @@ impl Fetcher {
                         return learned;
                     }
                 }
-                Link::Dialing(dial) => match dial.result() {
-                    None => return learned,
-                    Some(Ok(connection)) => {
+                Link::Dialing(attempts) => match finished(attempts) {
+                    None => {
+                        let Link::Dialing(attempts) = &self.link else { return learned };
+                        if self.next_attempt(attempts).is_none_or(|at| now < at) {
+                            return learned;
+                        }
+                        self.dial_next(shared, now);
+                    }
+                    Some((to, Ok(connection))) => {
+                        if let Some(round) = &mut self.round {
+                            round.at = Some(to);
+                        }
                         self.link = Link::Up(Box::new(Up { connection, asked: None, idle: now }));
                         // Ask at once, even if nothing is due any more: only an answer proves the connection good.
                         self.ask(shared, now);
                     }
-                    Some(Err(t)) => self.next_of_round(&t, shared, now),
+                    Some((to, Err(t))) => self.next_of_round(to, &t, shared, now),
                 },
                 Link::Up(up) if up.asked.is_none() => {
                     // Closed by the broker for being idle, or by us.
@@ -250,7 +277,7 @@ impl Fetcher {
         match done {
             Ok(learned) => {
                 // Only now: a broker that hangs up on every request would otherwise flap between up and down.
-                if let Some(Round { at: (_, address), .. }) = self.round.take() {
+                if let Some(Round { at: Some((_, address)), .. }) = self.round.take() {
                     self.health.up(&format!("{address}, modern"));
                     self.candidates.last = Some(address);
                     self.failures = 0;
@@ -301,57 +328,72 @@ impl Fetcher {
 
     /// The connection is lost, most likely closed for being idle. Ask again on a new one.
     fn lost(&mut self, t: Trouble, shared: &mut Shared, now: Instant) {
-        if self.round.is_some() {
-            let t = shut_out(t, shared);
-            return self.next_of_round(&t, shared, now);
-        }
         self.link = Link::None;
+        if let Some(at) = self.round.as_mut().and_then(|round| round.at.take()) {
+            let t = shut_out(t, shared);
+            return self.next_of_round(at, &t, shared, now);
+        }
         self.health.searching(&t.to_string());
         self.begin_round(shared, now);
     }
 
     /// `false`: there is no broker to ask.
     fn begin_round(&mut self, shared: &Shared, now: Instant) -> bool {
-        let mut rest: VecDeque<_> = self.candidates.round(&shared.options.brokers).into();
-        let Some(at) = rest.pop_front() else {
+        let rest: VecDeque<_> = self.candidates.round(&shared.options.brokers).into();
+        if rest.is_empty() {
             self.next_round = now + shared.options.idle;
             return false;
-        };
-        self.dial(&at.1, shared);
-        self.round = Some(Round { rest, at, until: now + shared.options.connect_timeout, tried: [0; 2] });
+        }
+        let until = now + shared.options.connect_timeout;
+        self.round = Some(Round { rest, at: None, next: now, until, tried: [0; 2] });
+        self.dial_next(shared, now);
         true
     }
 
-    fn dial(&mut self, address: &str, shared: &Shared) {
-        self.link = Link::Dialing(Dial::start(address, &shared.options, METADATA_CAP, &shared.context));
+    /// Starts an attempt to connect to the next broker of the round. `false`: there is none.
+    fn dial_next(&mut self, shared: &Shared, now: Instant) -> bool {
+        let Some(round) = &mut self.round else { return false };
+        let Some(to) = round.rest.pop_front() else { return false };
+        round.next = now + HURRY;
+        let dial = Dial::start(&to.1, &shared.options, METADATA_CAP, &shared.context);
+        let attempt = BootstrapDial { to, dial };
+        match &mut self.link {
+            Link::Dialing(attempts) => attempts.push(attempt),
+            link => *link = Link::Dialing(vec![attempt]),
+        }
+        true
     }
 
-    /// A broker of the round could not be asked: try the next one, or end the round.
-    fn next_of_round(&mut self, t: &Trouble, shared: &mut Shared, now: Instant) {
-        self.link = Link::None;
-        let Some(mut round) = self.round.take() else { return };
-        let (kind, address) = round.at.clone();
+    /// A broker of the round could not be asked: try the next one, wait for the others, or end the round.
+    fn next_of_round(&mut self, at: BootstrapBroker, t: &Trouble, shared: &mut Shared, now: Instant) {
+        let Some(round) = &mut self.round else { return };
+        let (kind, address) = at;
         let why = format!("{address}: {t}");
         if let (Trouble::Incompatible(_), true) = (t, shared.options.incompatible != Incompatible::Wait) {
             shared.incompatible(why.clone());
         }
         self.candidates.failed(kind, &address);
         self.health.searching(&why);
-        let denied = matches!(t, Trouble::Denied(_));
         round.tried[kind as usize] += 1;
         let [learned, configured] = round.tried;
         let late = now >= round.until && configured > 0 && learned + configured > 1;
         // A refused login is refused by every broker, and too many attempts lock the account.
-        let over = late || (denied && shared.options.sasl.is_some());
-        if let Some(next) = round.rest.pop_front().filter(|_| !over) {
-            self.dial(&next.1, shared);
-            self.round = Some(Round { at: next, ..round });
+        let over = late || matches!(t, Trouble::Denied(_)) && shared.options.sasl.is_some();
+        let others = matches!(&self.link, Link::Dialing(others) if !others.is_empty());
+        if !over && (self.dial_next(shared, now) || others) {
             return;
         }
+        (self.link, self.round) = (Link::None, None);
         self.health.failed(&why, false);
         self.next_round = now + t.pause(self.failures, &mut shared.rng);
         self.failures = self.failures.saturating_add(1);
     }
+}
+
+/// Takes the first attempt that has a result.
+fn finished(attempts: &mut Vec<BootstrapDial>) -> Option<(BootstrapBroker, Result<Connection, Trouble>)> {
+    let (i, result) = attempts.iter().enumerate().find_map(|(i, a)| Some((i, a.dial.result()?)))?;
+    Some((attempts.swap_remove(i).to, result))
 }
 
 impl Up {

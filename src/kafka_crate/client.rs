@@ -25,8 +25,8 @@ pub enum CrateCodec {
 /// Why a call failed.
 #[derive(Debug)]
 pub enum CallError {
-    /// The broker's error code for this partition; `None` if the crate has no name for it (above 35, D14).
-    Code(KafkaCode),
+    /// The broker's error code for this partition.
+    Code(i16),
     /// The request was not sent.
     NotSent(String),
     /// Sent, or partly sent, without a reliable answer.
@@ -137,7 +137,7 @@ impl CrateClient {
                 |c: kafka::client::ProduceConfirm| (c.topic == topic).then_some(c.partition_confirms);
             let mut ours = confirms.into_iter().filter_map(of_topic).flatten();
             match (ours.next(), ours.next()) {
-                (Some(c), None) if c.partition == partition => c.offset.map(Some).map_err(CallError::Code),
+                (Some(c), None) if c.partition == partition => c.offset.map(Some).map_err(code),
                 _ => Err(CallError::Lost("the answer is not for this batch".to_owned())),
             }
         })
@@ -169,6 +169,11 @@ impl CrateClient {
             Err(panic) => Err(CallError::Panic(panic_text(&*panic))),
         }
     }
+}
+
+/// The code as the broker sent it (D14).
+fn code(named: KafkaCode) -> CallError {
+    CallError::Code(if named == KafkaCode::Unknown { byteorder::last_i16() } else { named as i16 })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -7,6 +7,14 @@ use crate::producer::record_encoder::{Piece, RecordEncoder};
 use std::ops::Range;
 use std::time::Duration;
 
+/// Why a batch could not be stored as a whole.
+#[derive(Debug)]
+pub struct FrameFailed {
+    pub trouble: CallError,
+    /// Its first records are stored.
+    pub partly_stored: bool,
+}
+
 /// Sends a batch in frames of up to [`FRAME`] bytes, usually one, each answered before the next is sent. Returns the
 /// first record's offset; none if other producers' records came in between.
 pub fn produce(
@@ -14,15 +22,15 @@ pub fn produce(
     encoder: &mut RecordEncoder,
     batch: &Batch,
     how: (Acks, Duration),
-) -> Result<Option<i64>, CallError> {
+) -> Result<Option<i64>, FrameFailed> {
     let mut page = RequestRecords::default();
     let mut sent = Ok(Sent::default());
-    let mut flush = |page: &mut RequestRecords<'_>, sent: &mut Result<Sent, CallError>| {
+    let mut flush = |page: &mut RequestRecords<'_>, sent: &mut Result<Sent, FrameFailed>| {
         if let Ok(so_far) = sent {
             let done = client.produce(&batch.group.topic, batch.partition, how, page.records());
             match done {
                 Ok(offset) => so_far.add(offset, page.places.len()),
-                Err(trouble) => *sent = Err(trouble),
+                Err(trouble) => *sent = Err(FrameFailed { trouble, partly_stored: so_far.records > 0 }),
             }
         }
         page.clear();

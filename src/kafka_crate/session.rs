@@ -104,9 +104,11 @@ impl CrateWorker<'_> {
         let began = Instant::now();
         let hosts = self.options.brokers.len();
         let mut last = "no broker is configured".to_owned();
+        let limits = self.options.limits.probe;
+        let limits = if hosts > 1 && self.wait.tries == 0 { limits.hurried() } else { limits };
         for _ in 0..hosts {
             let host = self.options.brokers[self.turn % hosts].clone();
-            match self.visit(&host) {
+            match self.visit(&host, &limits) {
                 Ok((via, ranges)) => {
                     let o = self.options;
                     let client = CrateClient::new(via, &o.client_id, o.codec, o.limits.idle);
@@ -130,12 +132,12 @@ impl CrateWorker<'_> {
     }
 
     /// Probes what listens at each address of a host (D4, D10), and records its outages.
-    fn visit(&mut self, host: &str) -> Result<(SocketAddr, Ranges), Fault> {
+    fn visit(&mut self, host: &str, limits: &probe::Limits) -> Result<(SocketAddr, Ranges), Fault> {
         let bytes = self.outages.board.traffic.broker(host);
         let found = probe::resolve(host).and_then(|all| {
             let mut last = String::new();
             for addr in all {
-                match probe::ask(addr, &self.options.limits.probe, &bytes) {
+                match probe::ask(addr, limits, &bytes) {
                     Finding::Kafka(ranges) => return Ok((addr, ranges)),
                     // Kafka 0.9 closes the connection on ApiVersions, but accepts the crate's requests; they will
                     // show.
@@ -175,7 +177,7 @@ impl CrateWorker<'_> {
         if let Some(wait) = self.down.get(leader).filter(|w| !w.is_over()) {
             return Err(Fault::Retry(Pace::Backoff, wait.why.clone()));
         }
-        match self.visit(leader) {
+        match self.visit(leader, &self.options.limits.probe) {
             Ok(_) => {
                 let peers = probe::resolve(leader).unwrap_or_default();
                 if let Some(session) = &mut self.session {

@@ -75,7 +75,11 @@ impl CrateWorker<'_> {
     /// topics unasked, and panics if partition ids have gaps (D9).
     fn ask_for(&mut self, topic: &Topic) -> Result<(), Fault> {
         let Some(session) = &self.session else { return Ok(()) };
-        if session.ranges.of(probe::METADATA).is_none_or(|(min, max)| min > 4 || max < 4) {
+        if session
+            .ranges
+            .of(probe::METADATA)
+            .is_none_or(|(min, max)| !(min..=max).contains(&probe::TOPIC_VERSION))
+        {
             return Ok(());
         }
         let (host, modern) = (session.host.clone(), session.ranges.suits_modern());

@@ -1,48 +1,44 @@
 //! Maps the error of a batch to its verdict. Pure.
 
 use super::client::CallError;
-use crate::producer::driver::{Pace, Refusal, Verdict};
-use kafka::error::KafkaCode as Code;
+use super::request::FrameFailed;
+use crate::error::Reason;
+use crate::kafka::protocol::errors;
+use crate::producer::batch::Batch;
+use crate::producer::driver::{Pace, Verdict};
 
-/// The verdict for a batch that failed with `trouble`. Errors not in the table are retried forever (D14: the crate
-/// knows no code above 35, so 44, 56, 74, 76, 87 and 89 look alike).
-pub fn verdict(trouble: &CallError) -> Verdict {
-    let why = why(trouble);
-    let (maybe_stored, pace) = match trouble {
-        CallError::NotSent(_) => (false, Pace::Backoff),
-        CallError::Lost(_) | CallError::Closed | CallError::Panic(_) => (true, Pace::Backoff),
-        CallError::Code(code) => match code {
-            Code::MessageSizeTooLarge | Code::RecordListTooLarge => {
-                return Verdict::Refused { what: Refusal::TooLarge, why };
-            }
-            Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::InvalidTopic
-            | Code::InvalidRequiredAcks => (false, Pace::Blocked),
-            Code::UnknownTopicOrPartition
-            | Code::LeaderNotAvailable
-            | Code::NotLeaderForPartition
-            | Code::BrokerNotAvailable
-            | Code::ReplicaNotAvailable
-            | Code::CorruptMessage
-            | Code::NotEnoughReplicas
-            | Code::InvalidTimestamp
-            | Code::UnsupportedVersion => (false, Pace::Backoff),
-            // RequestTimedOut, NotEnoughReplicasAfterAppend: written by the leader, but not by enough replicas.
-            _ => (true, Pace::Backoff),
+/// The verdict for a batch that failed.
+pub fn verdict(FrameFailed { trouble, partly_stored }: &FrameFailed, batch: &Batch) -> Verdict {
+    let mut verdict = match trouble {
+        CallError::NotSent(_) => retry(trouble, false),
+        CallError::Lost(_) | CallError::Closed | CallError::Panic(_) => retry(trouble, true),
+        CallError::Code(code) => match errors::verdict(*code, "", -1, &[], batch.attempts) {
+            // There are no sequence numbers, so these codes are as odd as unknown ones. But all of them are checked before
+            // the batch is stored.
+            Verdict::SequenceError { .. } => retry(trouble, false),
+            other => other,
         },
     };
-    Verdict::Retry { maybe_stored, pace, why }
+    if let Verdict::Retry { maybe_stored, why, .. } = &mut verdict {
+        *maybe_stored |= partly_stored;
+        *why = self::why(trouble);
+    }
+    verdict
+}
+
+fn retry(trouble: &CallError, maybe_stored: bool) -> Verdict {
+    Verdict::Retry { maybe_stored, pace: Pace::Backoff, why: why(trouble) }
 }
 
 /// The reason, for the operator.
 pub fn why(trouble: &CallError) -> String {
     match trouble {
-        CallError::Code(Code::Unknown) => {
-            "an error code unknown to the kafka crate (above 35); driver = \"modern\" would show it"
-                .to_owned()
+        CallError::Code(code) => {
+            let Reason { why, fix } = errors::reason(*code, "");
+            let fix =
+                fix.or_else(|| is_odd(trouble).then(|| "set driver = \"auto\" or \"modern\"".to_owned()));
+            Reason { why, fix }.to_string()
         }
-        CallError::Code(c) => format!("{c:?} (error {})", *c as i16),
         CallError::NotSent(why) | CallError::Lost(why) => why.clone(),
         CallError::Closed => "the broker closed the connection".to_owned(),
         CallError::Panic(text) => format!("the kafka crate panicked: {text}"),
@@ -56,10 +52,10 @@ pub fn is_brokers(trouble: &CallError) -> bool {
 
 /// The broker does not support this version of the request, whatever it claims in ApiVersions.
 pub fn is_version(trouble: &CallError) -> bool {
-    matches!(trouble, CallError::Code(Code::UnsupportedVersion))
+    matches!(trouble, CallError::Code(35))
 }
 
-/// A code that the crate cannot distinguish (D14).
-pub fn is_nameless(trouble: &CallError) -> bool {
-    matches!(trouble, CallError::Code(Code::Unknown))
+/// A code that is not an answer to this crate's requests, which predate it: the other driver's may fare better.
+pub fn is_odd(trouble: &CallError) -> bool {
+    matches!(trouble, CallError::Code(-1 | 36..))
 }

@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn digit() -> Key {
-        Key::Regex(regex::bytes::Regex::new("id=([0-8])").unwrap())
+        Key::Regex(regex::bytes::Regex::new("id=([0-8])").unwrap().into())
     }
 
     /// Fails when a partitioner uses a forbidden partition, or leaves one out.

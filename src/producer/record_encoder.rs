@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn keys() {
         let lines: [&[u8]; 2] = [b"id=42 {", b"{\"id\":\"k\"}"];
-        let regex = |r| Key::Regex(Regex::new(r).unwrap());
+        let regex = |r| Key::Regex(Regex::new(r).unwrap().into());
         let cases = [
             (Key::None, [None, None]),
             (Key::Constant(b"c".to_vec()), [Some(&b"c"[..]), Some(b"c")]),

@@ -69,7 +69,7 @@ impl<'b> World<'b> {
         let options = ProducerOptions { partitioner, batch, linger, seed, ..ProducerOptions::default() };
         let now = Now { at: Instant::now(), wall_ms: 1_700_000_000_000 };
         let key = || match partitioner {
-            Partitioner::Hash => Key::Regex(KEY.clone()),
+            Partitioner::Hash => Key::Regex(KEY.clone().into()),
             _ => Key::None,
         };
         let streams = 1 + rng.below(3) as u64;

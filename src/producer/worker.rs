@@ -1,11 +1,11 @@
 //! Runs a blocking driver in its own thread, with one channel for orders and one for events.
 
-use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK, Verdict};
+use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK};
 use crate::heartbeat::Heartbeat;
 use crate::report::Board;
 use crate::sys;
 use crate::waker::{Waker, Waking};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::event::{PollFd, PollFlags};
 use std::sync::Arc;
 use std::thread;
@@ -106,10 +106,9 @@ impl Worker {
 /// Rejects an order that no driver can execute now. Topics and producer ids are ordered again after the next `Ready`.
 pub fn refuse(order: Order, pace: Pace, why: &str, events: &mut Vec<Event>) {
     match order {
-        Order::Send(batches) => events.extend(batches.into_iter().map(|batch| {
-            let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
-            Event::Done { batch, verdict }
-        })),
+        Order::Send(batches) => {
+            events.extend(batches.into_iter().map(|batch| Event::retry(batch, false, pace, why)));
+        }
         Order::Ask { topic, partition, pid } => {
             events.push(Event::Described { topic, partition, pid, last: Err(why.to_owned()) });
         }
@@ -133,16 +132,9 @@ impl Driver for Worker {
 
     fn turn(&mut self, _ready: &[PollFlags], _now: Instant, events: &mut Vec<Event>) {
         // Read before the events: the thread sends its events before its end.
-        let ended = match self.ended.try_recv() {
-            Ok(leave) => Some(leave),
-            Err(TryRecvError::Disconnected) if self.left.is_none() => Some(Leave::Closed), // it panicked
-            Err(_) => None,
-        };
+        self.left = self.left.take().or_else(|| self.ended.try_recv().ok());
         let before = events.len();
         events.extend(self.events.try_iter());
-        if let Some(leave) = ended {
-            self.left = Some(leave);
-        }
         if self.left.is_some() {
             self.return_waiting(events);
         }
@@ -171,6 +163,7 @@ impl Driver for Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::producer::driver::Verdict;
     use crate::producer::testing::{batch, chunk, plain};
     use crossbeam_channel::bounded;
 

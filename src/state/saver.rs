@@ -16,6 +16,7 @@ use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::SentMarks;
 use crate::streams::{Registry, Saved, SavedPositions};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded};
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -49,15 +50,8 @@ impl Saver {
             Some(work) => {
                 let (tell, ended) = bounded(1);
                 let body = move || _ = tell.try_send(work.run());
-                let trouble = |e| {
-                    let fix = "raise the limit of threads (TasksMax, ulimit -u)";
-                    Error::failed("start the saver thread", e, fix)
-                };
-                thread::Builder::new()
-                    .name("saver".into())
-                    .stack_size(128 << 10)
-                    .spawn(body)
-                    .map_err(trouble)?;
+                let thread = thread::Builder::new().name("saver".into()).stack_size(128 << 10);
+                thread.spawn(body).map_err(|e| Error::no_thread("saver", e))?;
                 Some(ended)
             }
         };
@@ -66,7 +60,7 @@ impl Saver {
 
     /// The first scan of all patterns is over. `done` is dropped when the files it found are saved, or the save has
     /// failed.
-    pub fn first_scan_done(&self, done: Sender<()>) {
+    pub fn first_scan_done(&self, done: Sender<Infallible>) {
         self.marks.first_scan_done();
         if self.ended.is_some() {
             self.registry.first_scan_done(done);
@@ -89,7 +83,7 @@ impl Saver {
 }
 
 fn failed(why: &dyn std::fmt::Display) -> Error {
-    let fix = "free or repair the disk of the state folder; lines delivered since the last save are sent again at the next start";
+    let fix = "check that the state folder exists, and free or repair its disk; lines delivered since the last save are sent again at the next start";
     Error::failed("save positions", why, fix)
 }
 
@@ -109,7 +103,7 @@ pub struct Work {
     lost_before: u64,
     started: Instant,
     /// Waiting for the next save.
-    waiting: Vec<Sender<()>>,
+    waiting: Vec<Sender<Infallible>>,
     /// The text of `offsets`; its memory is reused.
     text: Vec<u8>,
     trouble: Option<String>,
@@ -229,9 +223,17 @@ impl Work {
                     "delivery continues, but lines delivered from now on are sent again if the agent is killed"
                 }
             };
-            log::error!(
-                "save positions: {why}; {effect}: make the state folder writable, free or repair its disk"
-            );
+            let folder = self.store.folder().display().to_string();
+            let fix = match e.kind() {
+                io::ErrorKind::NotFound => {
+                    self.schedule.change(Instant::now()); // what was saved is gone
+                    format!(
+                        "{folder} was deleted or moved: create it again (mkdir -m 700), then restart the agent"
+                    )
+                }
+                _ => format!("make {folder} writable, free or repair its disk"),
+            };
+            log::error!("save positions: {why}; {effect}; {fix}");
             self.board.state().degraded = Some(why.clone());
             self.board.alarm();
             self.trouble = Some(why);

@@ -117,7 +117,8 @@ impl PositionsFile {
             }
             Err(NotLocked::Failed(e)) => {
                 let fix = "give the agent's user this folder, or name another with state_dir or --state-dir";
-                return Err(Error::failed(format_args!("open state folder {}", folder.display()), e, fix));
+                let fix = private_file::fix(&e, fix);
+                return Err(Error::failed(format_args!("lock {}", folder.join(LOCK).display()), e, fix));
             }
         };
         refuse_newer(folder)?;
@@ -158,10 +159,13 @@ impl PositionsFile {
     /// Writes `bytes` as the new `offsets` and returns their number. After an error the old state is still in place.
     pub fn save(&mut self, bytes: &[u8], sync: bool) -> io::Result<u64> {
         self.locked()?;
-        for step in steps(self.current, self.previous, sync) {
-            self.step(step, bytes)?;
+        let mut all = steps(self.current, self.previous, sync).into_iter();
+        let done = all.try_for_each(|step| self.step(step, bytes));
+        if done.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            // The folder or the copies in it were removed. In a new folder, the next save starts over.
+            (self.current, self.previous) = (CurrentFile::Bad, false);
         }
-        Ok(bytes.len() as u64)
+        done.map(|()| bytes.len() as u64)
     }
 
     /// Syncs the last save to disk.
@@ -296,7 +300,7 @@ fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) if is_rot(&e) => Ok(Some(Err(Bad::Damaged(e.to_string())))),
         Err(e) => {
-            let fix = "let the agent's user read it; nothing was changed";
+            let fix = private_file::fix(&e, "let the agent's user read it; nothing was changed");
             Err(Error::failed(format_args!("read {}", path.display()), e, fix))
         }
     }

@@ -1,10 +1,12 @@
 //! The offsets of one open stream, and the age of its oldest unacknowledged byte.
 
 use super::sent_marks::SentMark;
+use crate::lock::lock;
 use crate::record::{Identity, Range, StreamId};
+use crate::wake_slot::WakeSlot;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ sent ≤ framed ≤ size` (unless truncated).
@@ -28,6 +30,8 @@ pub struct Progress {
     mark: Option<SentMark>,
     seen: Mutex<SizesSeen>,
     who: Mutex<Option<(StreamId, Identity)>>,
+    /// See [`Progress::awaited_by`].
+    waiter: Mutex<Option<Arc<WakeSlot>>>,
 }
 
 /// When each size was first seen, ascending.
@@ -106,6 +110,34 @@ impl Progress {
         self.sent.fetch_max(range.end, Relaxed);
     }
 
+    /// Wakes `slot` once, when everything framed is acknowledged, or when that is saved. Call before checking whether it is, so
+    /// that nothing is missed in between.
+    pub fn awaited_by(&self, slot: Arc<WakeSlot>) {
+        *lock(&self.waiter) = Some(slot);
+    }
+
+    /// Everything up to `at` is acknowledged.
+    pub fn ack(&self, at: u64) {
+        self.acked.store(at, Relaxed);
+        self.wake_if_complete(at);
+    }
+
+    /// Everything up to `at` is acknowledged and saved.
+    pub fn save(&self, at: u64) {
+        self.saved.store(at, Relaxed);
+        self.wake_if_complete(at);
+    }
+
+    fn wake_if_complete(&self, at: u64) {
+        let mut waiter = lock(&self.waiter);
+        if waiter.is_some()
+            && at >= self.framed.load(Relaxed)
+            && let Some(slot) = waiter.take()
+        {
+            slot.look();
+        }
+    }
+
     /// Everything framed has been acknowledged.
     pub fn is_done(&self) -> bool {
         self.acked.load(Relaxed) >= self.framed.load(Relaxed)
@@ -127,8 +159,4 @@ impl Progress {
     pub fn who(&self) -> Option<(StreamId, Identity)> {
         lock(&self.who).clone()
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }

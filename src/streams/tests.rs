@@ -3,6 +3,7 @@
 use super::*;
 use crate::chunk::Origin;
 use crate::record::{Identity, Mark, Point, Range, Shape, Then};
+use crate::wake_slot::WakeSlot;
 use crossbeam_channel::bounded;
 use std::time::Duration;
 
@@ -62,6 +63,32 @@ fn acknowledgements_wake_an_idle_saver_only() {
         waiting.join().unwrap()
     });
     assert!(waker < 50 * SOON, "slept for {waker:?}");
+}
+
+/// Fails when the tail that waits for the last acknowledgement, or for its save, is not woken, is woken by an earlier one, or
+/// without having asked.
+#[test]
+fn the_last_acknowledgement_and_its_save_wake_the_tail() {
+    let (registry, slot) = (Registry::default(), Arc::new(WakeSlot::new(true)));
+    let progress = open(&registry);
+    progress.frame(20);
+    progress.send(&(0..20), 2);
+    let save = || {
+        registry.snapshot(&mut Saved::default(), 0);
+        registry.saved(|_| {});
+    };
+    let woken = || slot.take().look;
+    progress.awaited_by(slot.clone());
+    registry.acknowledge(ack(0..10));
+    save();
+    assert!(!woken(), "the second half is missing");
+    registry.acknowledge(ack(10..20));
+    assert!(woken());
+    save();
+    assert!(!woken(), "it has not asked again");
+    progress.awaited_by(slot.clone());
+    save();
+    assert!(woken());
 }
 
 /// Fails when a waiter for a save, or the end, does not wake the saver immediately; or when the end is forgotten.

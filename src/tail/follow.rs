@@ -52,8 +52,6 @@ impl Patience {
     pub const DELETED: Duration = Duration::from_secs(10);
     /// The unterminated end of a rotated file becomes a line after this long without new data.
     pub const REST: Duration = Duration::from_secs(3);
-    /// Acks cause no event, so a deleted file is checked this often.
-    pub const RECHECK: Duration = Duration::from_secs(2);
 }
 
 /// Maximum number of rotated files per path kept open while they have a name; the others are found again by identity.
@@ -183,8 +181,8 @@ fn leave_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
     if !s.deleted {
         return Some(patience.rotate_grace.saturating_sub(s.quiet));
     }
-    let left = Patience::DELETED.min(patience.rotate_grace).saturating_sub(s.quiet);
-    Some(if s.acked { left } else { left.max(Patience::RECHECK) })
+    // The last acknowledgement wakes the tail.
+    s.acked.then(|| Patience::DELETED.min(patience.rotate_grace).saturating_sub(s.quiet))
 }
 
 #[cfg(test)]
@@ -266,10 +264,10 @@ mod tests {
             ),
             ("deleted, acked", Nothing, vec![Seen { deleted: true, quiet: S(10), ..old() }], Step::Leave(0)),
             (
-                "deleted, not acked",
+                "deleted, not acked: that wakes it",
                 Nothing,
                 vec![Seen { deleted: true, acked: false, quiet: S(99), ..old() }],
-                Step::Wait(S(2)),
+                Step::Wait(S(30)),
             ),
             (
                 "over the limit for deleted files",

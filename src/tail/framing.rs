@@ -1,8 +1,7 @@
 //! Splits bytes into lines and records with their end positions. Works on buffers only.
 
-use crate::record::{Break, Line, Then};
+use crate::record::{Break, Line, LineRegex, Then};
 use memchr::{memchr, memchr_iter};
-use regex::bytes::Regex;
 
 /// How to find the records of a source.
 #[derive(Debug, Clone)]
@@ -13,9 +12,9 @@ pub struct Rules {
     pub skip_empty: bool,
     pub multiline: Option<Multiline>,
     /// If not empty, keep only records that match one of these.
-    pub include: Vec<Regex>,
+    pub include: Vec<LineRegex>,
     /// Drop records that match one of these.
-    pub drop: Vec<Regex>,
+    pub drop: Vec<LineRegex>,
 }
 
 impl Default for Rules {
@@ -31,18 +30,18 @@ impl Default for Rules {
 }
 
 /// How to join several lines into one record.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Multiline {
     pub joint: Joint,
     pub max_lines: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Joint {
     /// A matching line starts a record.
-    Start(Regex),
+    Start(LineRegex),
     /// A matching line continues the previous record.
-    Continue(Regex),
+    Continue(LineRegex),
 }
 
 /// How to treat the bytes after the last line end.
@@ -74,6 +73,8 @@ pub struct Framed {
 pub struct FramingInput<'a> {
     pub bytes: &'a [u8],
     pub then: Then,
+    /// The bytes before `bytes[0]` were sent as a line although they had no line end: one that comes now is theirs.
+    pub in_line: bool,
     pub rest: Rest,
     /// NULs at the start of `bytes` continue a hole.
     pub in_hole: bool,
@@ -131,7 +132,12 @@ impl Framer<'_> {
     /// Where the first line starts; `None` if no line starts here.
     fn begin(&mut self) -> Option<usize> {
         if self.input.then == Then::Line {
-            return Some(0);
+            self.out.consumed = match self.bytes {
+                [b'\n', ..] if self.input.in_line => 1,
+                [b'\r', b'\n', ..] if self.input.in_line => 2,
+                _ => 0,
+            };
+            return Some(self.out.consumed);
         }
         let end = memchr(b'\n', self.bytes);
         self.out.consumed = end.map_or(self.bytes.len(), |e| e + 1);
@@ -155,7 +161,7 @@ impl Framer<'_> {
     }
 
     /// One complete line, `start..nl`.
-    #[inline]
+    #[inline(always)]
     fn line(&mut self, start: usize, nl: usize) {
         let (start, end) = self.trim(start, nl);
         self.push(start, end);
@@ -163,7 +169,7 @@ impl Framer<'_> {
     }
 
     /// Strips `\r` at the end and a hole at the start.
-    #[inline]
+    #[inline(always)]
     fn trim(&mut self, start: usize, nl: usize) -> (usize, usize) {
         let end = if nl > start && self.bytes[nl - 1] == b'\r' { nl - 1 } else { nl };
         let start = if start < end && self.bytes[start] == 0 { self.behind_hole(start, end) } else { start };
@@ -183,7 +189,7 @@ impl Framer<'_> {
     }
 
     /// Adds a record, cut to the maximum length.
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, start: usize, end: usize) {
         let mut len = end - start;
         if len > self.rules.max_line {
@@ -306,9 +312,10 @@ fn nuls(bytes: &[u8]) -> usize {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use regex::bytes::Regex;
 
     fn input(bytes: &[u8], then: Then, rest: Rest) -> FramingInput<'_> {
-        FramingInput { bytes, then, rest, in_hole: false, is_hole: &|_| false }
+        FramingInput { bytes, then, in_line: false, rest, in_hole: false, is_hole: &|_| false }
     }
 
     fn all(rules: &Rules, bytes: &[u8], rest: Rest) -> (Vec<Vec<u8>>, Framed) {
@@ -342,6 +349,29 @@ mod tests {
             let (got, f) = all(&r, input, Rest::Waits);
             assert_eq!(got, lines.iter().map(|l| l.as_bytes().to_vec()).collect::<Vec<_>>(), "{input:?}");
             assert_eq!(f.consumed, consumed, "{input:?}");
+        }
+    }
+
+    /// The bytes before were sent as a line. Fails when their line end becomes a record, or an empty line after it does not.
+    #[test]
+    fn the_end_of_a_line_that_was_sent() {
+        let multiline = Multiline { joint: Joint::Start(Regex::new("^b").unwrap().into()), max_lines: 9 };
+        for rules in [Rules::default(), Rules { multiline: Some(multiline), ..Rules::default() }] {
+            for (bytes, want, consumed) in [
+                (&b"\n"[..], &[][..], 1),
+                (b"\r\n", &[], 2),
+                (b"\n\nb", &["", "b"], 3),
+                (b"\r\n\r\nb", &["", "b"], 5),
+                (b"a\nb", &["a", "b"], 3),
+                (b"\ra\nb", &["\ra", "b"], 4),
+            ] {
+                let mut lines = Vec::new();
+                let input = FramingInput { in_line: true, ..input(bytes, Then::Line, Rest::IsALine) };
+                let f = frame(&rules, input, &mut lines, 9);
+                let text = |l: &Line| String::from_utf8_lossy(&bytes[l.at as usize..][..l.len as usize]);
+                assert_eq!(lines.iter().map(text).collect::<Vec<_>>(), want, "{bytes:?}");
+                assert!(f.consumed >= consumed, "{bytes:?}");
+            }
         }
     }
 
@@ -424,7 +454,7 @@ mod tests {
 
     #[test]
     fn filters_move_the_position() {
-        let set = |p| vec![Regex::new(p).unwrap()];
+        let set = |p| vec![Regex::new(p).unwrap().into()];
         let r = Rules { drop: set("^#"), skip_empty: true, ..Rules::default() };
         assert_eq!(texts(&r, b"#a\nb\n\n#c\n", Rest::Waits), ["b"]);
         assert_eq!(all(&r, b"#a\n#b\n", Rest::Waits).1.consumed, 6);
@@ -435,7 +465,7 @@ mod tests {
     #[test]
     fn several_lines_make_a_record() {
         let start = |max_lines| Rules {
-            multiline: Some(Multiline { joint: Joint::Start(Regex::new(r"^\d").unwrap()), max_lines }),
+            multiline: Some(Multiline { joint: Joint::Start(Regex::new(r"^\d").unwrap().into()), max_lines }),
             ..Rules::default()
         };
         assert_eq!(texts(&start(9), b"1 a\n b\n c\n2 d\n e\n", Rest::Waits), ["1 a\n b\n c"]);
@@ -443,7 +473,10 @@ mod tests {
         assert_eq!(texts(&start(9), b"1 a\n b\n2 d\n e", Rest::IsALine), ["1 a\n b", "2 d", " e"]);
         assert_eq!(texts(&start(2), b"1\n2\n a\n b\n c\n3\n", Rest::IsALine), ["1", "2\n a", " b\n c", "3"]);
         let by_continuation = Rules {
-            multiline: Some(Multiline { joint: Joint::Continue(Regex::new(r"^\s").unwrap()), max_lines: 9 }),
+            multiline: Some(Multiline {
+                joint: Joint::Continue(Regex::new(r"^\s").unwrap().into()),
+                max_lines: 9,
+            }),
             ..Rules::default()
         };
         assert_eq!(texts(&by_continuation, b"a\n b\nc\n d\n", Rest::IsALine), ["a\n b", "c\n d"]);

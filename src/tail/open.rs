@@ -331,8 +331,10 @@ impl Open {
             // A `.gz` keeps no holes, so a run as long as the shortest hole counts as one.
             Bytes::Gz(_) => run.len() as u64 >= BLOCK,
         };
-        let input =
-            FramingInput { bytes, then: self.at.then, rest, in_hole: self.in_hole, is_hole: &is_hole };
+        let Open { in_hole, .. } = *self;
+        // Nothing about this is saved: the bytes before a saved position are proven, and the last one tells.
+        let in_line = !in_hole && self.before.last().is_some_and(|b| *b != b'\n');
+        let input = FramingInput { bytes, then: self.at.then, in_line, rest, in_hole, is_hole: &is_hole };
         framing::frame(rules, input, lines, most)
     }
 

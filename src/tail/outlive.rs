@@ -2,8 +2,8 @@
 //! and at a stop all files with such bytes. If they vanish while the agent is down, nothing else can restore them. The store
 //! itself is `fdstore.rs`.
 
-use super::Tail;
-use super::follow::{AtPath, Patience, Seen, Step};
+use super::follow::{AtPath, Seen, Step};
+use super::{Tail, UNHURRIED};
 use crate::chunk::Origin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -51,6 +51,9 @@ impl Tail<'_> {
             if !known.is_of(origin.stream, path) {
                 return false; // another tail continues it
             }
+            if let Some(slot) = known.slot(path) {
+                origin.progress.awaited_by(slot);
+            }
             let saved = is_saved(origin);
             if saved {
                 store.done(origin.stream);
@@ -73,13 +76,9 @@ impl Tail<'_> {
         }
     }
 
-    /// A save causes no event, so look again soon. The tail must also keep running until then.
+    /// The tail must keep running until then. The save wakes it.
     pub(super) fn until_saved(&self, step: Step) -> Step {
-        match step {
-            Step::Wait(time) if !self.leaving.is_empty() => Step::Wait(time.min(Patience::RECHECK)),
-            Step::End if !self.leaving.is_empty() => Step::Wait(Patience::RECHECK),
-            step => step,
-        }
+        if step == Step::End && !self.leaving.is_empty() { Step::Wait(UNHURRIED) } else { step }
     }
 }
 

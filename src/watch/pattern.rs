@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 /// Maximum depth below a `**`. Symlinked folders are not entered there, so this only guards against odd trees.
 const DEEPEST: usize = 64;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pattern {
     /// Where walking starts: an absolute path without wildcards.
     root: PathBuf,
@@ -20,7 +20,7 @@ pub struct Pattern {
     pub text: Vec<u8>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum PatternPart {
     /// A literal name, which need not be UTF-8.
     Name(OsString),
@@ -175,7 +175,7 @@ fn meet(path: PathBuf, rest: &[PatternPart], depth: usize, to: &mut impl Visitor
 }
 
 /// Paths excluded although a pattern matches them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Exclude(Vec<(bool, Glob)>);
 
 impl Exclude {

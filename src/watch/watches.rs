@@ -311,15 +311,20 @@ impl Watches {
         }
     }
 
-    /// Watches the path's current file. Its previous files stay watched for late writers.
-    pub fn file(&mut self, path: &Path, of_path: &mut OfPath) -> EventSupport {
+    /// Watches the path's current file; for writes only if `writes`, or if another path leads to it. Its previous files
+    /// stay watched for late writers.
+    pub fn file(&mut self, path: &Path, of_path: &mut OfPath, writes: bool) -> EventSupport {
         let Some(inotify) = &self.contents else { return EventSupport::No };
-        let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
-        match inotify.watches().add(path, mask) {
+        let names = WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
+        match inotify.watches().add(path, if writes { names | WatchMask::MODIFY } else { names }) {
             Ok(wd) => {
                 let paths = self.files.entry(wd.clone()).or_default();
                 if !paths.iter().any(|p| p == path) {
                     paths.push(path.into());
+                }
+                if !writes && paths.len() > 1 {
+                    // If the path leads elsewhere by now, that is reported, and this method is called again.
+                    let _ = inotify.watches().add(path, WatchMask::MODIFY | WatchMask::MASK_ADD);
                 }
                 if !of_path.0.contains(&wd) {
                     of_path.0.push_back(wd);
@@ -412,11 +417,17 @@ mod tests {
         for _ in 0..30 {
             let _ = fs::remove_file(&path);
             held.push(fs::File::create(&path).unwrap());
-            assert_eq!(w.file(&path, &mut of_path), EventSupport::Yes);
+            assert_eq!(w.file(&path, &mut of_path, true), EventSupport::Yes);
             assert!(of_path.0.len() <= OfPath::MOST && w.files.len() <= 30);
         }
         written(&mut w);
         fs::write(&path, "x").unwrap();
+        assert!(written(&mut w).contains(&path));
+        w.file(&path, &mut of_path, false);
+        fs::write(&path, "y").unwrap();
+        assert!(!written(&mut w).contains(&path), "its tail watches for that");
+        w.file(&path, &mut of_path, true);
+        fs::write(&path, "y").unwrap();
         assert!(written(&mut w).contains(&path));
         w.forget(&path, of_path);
         written(&mut w);

@@ -245,6 +245,71 @@ fn a_lower_topic_limit_is_reported() {
     }
 }
 
+/// Servers that announce the `kafka` crate's requests, but do not accept them; and brokers that do. Fails when they look
+/// alike with `driver = "classic"`, or when a record is written.
+#[test]
+fn the_classic_drivers_requests_are_tried() {
+    let folder = Folder::new();
+    folder.write("c.log", "");
+    let keys = |address: &str, topic: &str| {
+        format!("brokers = [{address:?}]\ntopic = {topic:?}\ndriver = \"classic\"")
+    };
+    // One topic "t", one partition, error 59, offset -1.
+    let refusal = [&[0, 0, 0, 1, 0, 1, b't', 0, 0, 0, 1, 127, 255, 255, 255, 0, 59][..], &[255; 8]].concat();
+    for (how, said) in [
+        (Reply::Close, "announces Produce 0 but closes the connection on it; set driver = \"auto\""),
+        (
+            Reply::Body(refusal),
+            "announces Produce 0 but refuses it: UNKNOWN_PRODUCER_ID (59); set driver = \"auto\"",
+        ),
+    ] {
+        let kafka = Scripted::start(1);
+        kafka.topic("t", &[0]);
+        kafka.script(move |r| if r.api == Api::Produce { how.clone() } else { Reply::Default });
+        let (text, code) = connect_output(&folder, "c", &keys(&kafka.node_address(1).to_string(), "t"));
+        assert!(last_step(&text).starts_with("failed   old requests ("), "{text}");
+        assert!(code == 1 && text.contains(said), "{text}");
+    }
+    for version in [Version::V011, Version::V24, Version::V39] {
+        let broker = Broker::shared(version);
+        let topic = broker.topic(1);
+        let (text, code) = connect_output(&folder, "c", &keys(&broker.address, &topic.name));
+        assert!(text.contains("\nok       old requests ("), "{text}");
+        assert!(code == 0 && topic.values().is_empty(), "{text}");
+    }
+}
+
+/// A compacted topic refuses lines without a key. Fails when that is not reported, or is although every line has a key.
+#[test]
+fn a_compacted_topic_needs_keys() {
+    for version in [Version::V39, Version::V44] {
+        let broker = Broker::shared(version);
+        let folder = Folder::new();
+        folder.write("c.log", "one\n");
+        let cases = [
+            ("compact", "", "failed   key", 1),
+            ("compact,delete", "", "failed   key", 1),
+            ("compact", "key = { regex = 'id=(.)' }", "warning  key", 0),
+            ("compact", "key = \"path\"", "", 0),
+            ("delete", "", "", 0),
+        ];
+        for (policy, key, head, code) in cases {
+            let topic = broker.topic_with(1, &[&format!("cleanup.policy={policy}")]);
+            let kafka = format!("brokers = [{:?}]\ntopic = {:?}\n{key}", broker.address, topic.name);
+            let (text, found) = connect_output(&folder, "c", &kafka);
+            let said = text.lines().find(|line| line.contains(" key "));
+            let whole = format!("{head} {} (", topic.name);
+            assert_eq!(
+                said.is_some_and(|line| line.starts_with(&whole)),
+                !head.is_empty(),
+                "{policy} {key}: {text}"
+            );
+            assert!(said.is_none_or(|line| line.contains("set `key` in [kafka]")), "{text}");
+            assert_eq!(found, code, "{policy} {key}: {text}");
+        }
+    }
+}
+
 /// What old and new Kafka can do, and what follows. Fails when a row is missing or claims what the broker cannot do.
 #[test]
 fn the_table_of_each_version() {

@@ -21,6 +21,39 @@ fn deleted_file_is_closed() {
     assert!(agent.threads() <= threads + 1);
 }
 
+/// Deleted before its lines are acknowledged. Fails when its tail polls for that, or is not woken by it.
+#[test]
+fn nobody_polls_for_acknowledgements_of_a_deleted_file() {
+    let broker = Scripted::start(1);
+    broker.topic("t", &[0]);
+    broker.script(|r| if r.api == Api::Produce { Reply::Swallow } else { Reply::Default });
+    let folder = Folder::new();
+    folder.write("f.log", Lines::new("f", 0..10).bytes());
+    let config = format!(
+        "[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n[[files]]\npaths = [{:?}]\nstart = \"beginning\"\nrotate_grace = \"1s\"\n",
+        broker.address(),
+        folder.path("f.log")
+    );
+    folder.write("c.toml", config);
+    let agent = folder.agent_line("run -c c.toml --driver modern --state-dir state").start();
+    wait_until(SOON, "they are sent", || broker.count(Api::Produce) > 0);
+    folder.remove("f.log");
+    pause(secs(2));
+    let tail = agent.find_thread("tail f.log").unwrap();
+    let woken = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/task/{tail}/status", agent.id())).unwrap();
+        let switches = text.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        switches.trim().parse::<u64>().unwrap()
+    };
+    let before = woken();
+    pause(secs(7));
+    assert_eq!(woken() - before, 0, "in 7 s");
+    broker.script(|_| Reply::Default);
+    broker.drop_connections();
+    agent.wait_closed(&folder.path("f.log"), secs(5));
+    assert_eq!(broker.stored("t").len(), 10);
+}
+
 /// Deleted while unread. Fails when it is closed with its name.
 #[test]
 fn deleted_file_is_read_to_its_end() {

@@ -170,6 +170,57 @@ fn a_partial_line_is_sent_after_a_timeout() {
     wait_until(SOON, "what came after", || agent.stdout() == b"prompt> \nyes\n");
 }
 
+/// A line end that comes after the rest of its line was sent: by `partial_after`, by `--once`, or skipped by
+/// `start = "end"`. Each again with the agent restarted in between. Fails when it becomes an empty record, or when the
+/// empty line after it is missing.
+#[test]
+fn the_end_of_a_sent_line_is_no_record() {
+    for end in ["\n", "\r\n"] {
+        for restart in [false, true] {
+            let folder = Folder::new();
+            config(&folder, "partial_after = \"100ms\"");
+            folder.write("f.log", "first\nprompt> ");
+            let mut agent = folder.agent_line(LIVE).start();
+            wait_until(SOON, "the rest", || agent.stdout() == b"first\nprompt> \n");
+            let mut want = "first\nprompt> \n";
+            if restart {
+                agent.stop().expect_code(0);
+                agent = folder.agent_line(LIVE).start();
+                want = "";
+            }
+            folder.append("f.log", end);
+            let read = if end == "\n" { 15 } else { 16 };
+            wait_status(&folder, &folder.path("state"), "the line end is read", |s| {
+                s["files"][0]["streams"][0]["acknowledged"].as_u64() == Some(read)
+            });
+            folder.append("f.log", format!("{end}next{end}"));
+            let want = format!("{want}\nnext\n").into_bytes();
+            wait_until(SOON, "an empty line and the next", || agent.stdout().ends_with(b"next\n"));
+            assert_eq!(agent.stdout(), want, "{end:?} {restart}");
+        }
+        let folder = Folder::new();
+        config(&folder, "");
+        folder.write("f.log", "whole\nhalf");
+        assert_eq!(folder.agent_line(ONCE).run().expect_code(0).lines(), [b"whole", &b"half"[..]]);
+        folder.append("f.log", end);
+        assert!(folder.agent_line(ONCE).run().expect_code(0).lines().is_empty(), "{end:?}");
+        folder.append("f.log", end);
+        assert_eq!(folder.agent_line(ONCE).run().expect_code(0).lines(), [b""]);
+
+        let folder = Folder::new();
+        let path = folder.path("f.log");
+        folder.write("c.toml", format!("[[files]]\npaths = [\"{}\"]\nstart = \"end\"\n", path.display()));
+        folder.write("f.log", "old\nhalf");
+        let mut agent = folder.agent_line(LIVE).start();
+        wait_status(&folder, &folder.path("state"), "the file is open", |s| {
+            s["files"][0]["streams"][0]["acknowledged"].as_u64() == Some(8)
+        });
+        agent.stop().expect_code(0);
+        folder.append("f.log", format!("{end}new{end}"));
+        assert_eq!(folder.agent_line(ONCE).run().expect_code(0).lines(), [b"new"]);
+    }
+}
+
 /// Fails when dropped lines do not move the position.
 #[test]
 fn dropped_lines_are_not_read_again() {

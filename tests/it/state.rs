@@ -420,8 +420,32 @@ fn nothing_in_the_folder_is_opened_through_a_symlink() {
         assert!(!done.stderr.contains("as it was"), "{}", done.stderr);
         if name != "dead-letter" {
             assert!(done.stderr.contains("symbolic link"), "{name}: {}", done.stderr);
+            assert!(done.stderr.contains(&format!("state/{name}: ")), "{name}: {}", done.stderr);
+            assert!(done.stderr.contains("replace the link by the file"), "{name}: {}", done.stderr);
         }
     }
+}
+
+/// The state folder is removed under a running agent. Fails when the log does not say what to do, or when positions are not
+/// saved again in the folder that the operator creates.
+#[test]
+fn a_state_folder_that_is_deleted_while_it_is_used() {
+    let folder = Folder::new();
+    folder.append("f.log", "1\n2\n");
+    let mut running = agent(&folder).start();
+    running.wait_lines(2);
+    wait_until(SOON, "it is saved", || folder.path("state/offsets").exists());
+    fs::remove_dir_all(folder.path("state")).unwrap();
+    folder.append("f.log", "3\n");
+    wait_until(SOON, "it is logged", || {
+        running.log().contains("state was deleted or moved: create it again")
+    });
+    folder.mkdir("state");
+    wait_until(SOON, "it is over", || running.log().contains("positions are saved again"));
+    running.wait_lines(3);
+    running.stop().expect_code(0);
+    folder.append("f.log", "4\n");
+    assert_eq!(agent(&folder).arg("--once").run().expect_code(0).lines(), [b"4"]);
 }
 
 /// After a downgrade to this version, with the older copy still present. Fails when that copy is used and the newer

@@ -5,6 +5,7 @@ use super::cluster;
 use crate::commands::drivers;
 use crate::config::{Acks, Codec, Config, Delivery, DriverChoice, Kafka, Output, Partitioner};
 use crate::kafka::broker_check::{self, BrokerCheckStep, BrokerStep, PlannedLoad, Speaks, Visit};
+use crate::record::Key;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,8 +27,9 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(BrokerCheckStep)) -> String {
     let once = config.agent.delivery == Delivery::ExactlyOnce;
     let numbered = kafka.acks == Acks::All && speaks != Speaks::Classic;
     let fixed = if let Partitioner::Fixed(n) = kafka.partition { Some(n) } else { None };
+    let key = kafka.key.as_ref().unwrap_or(&Key::None);
     let visit = |address: &str, topics: &[PlannedLoad<'_>], tell: &mut dyn FnMut(BrokerCheckStep)| {
-        let v = Visit { address, options: &options, topics, speaks, fixed, once, numbered };
+        let v = Visit { address, options: &options, topics, speaks, fixed, key, once, numbered };
         broker_check::visit(&v, &mut |step| tell(advised(step, kafka.proxy.is_some())))
     };
     let mut all = Vec::new();

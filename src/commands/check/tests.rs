@@ -133,6 +133,42 @@ fn every_warning() {
     assert!(!r.failed && !r.text.contains("s3cret"), "{}", r.text);
 }
 
+/// Fails when a folder, or a file without the PEM that is needed, passes as `ca`, `cert`, `key` or as a password.
+#[test]
+fn files_for_tls_that_cannot_be_used() {
+    let p = Place::new();
+    let text = p.write("text", "no PEM\n", 0o600);
+    let pem = p.write("pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", 0o600);
+    let cut = p.write("cut", "-----BEGIN CERTIFICATE-----\nAAAA\n", 0o600);
+    let folder = p.path("");
+    let pair = |cert: &str, key: &str| format!("cert = {cert:?}\nkey = {key:?}");
+    let told = |tls: &str| {
+        let r = p.report(&format!("{KAFKA}[kafka.tls]\n{tls}\n[[files]]\npaths = \"/x\"\n"));
+        let mut failed = r.text.lines().filter_map(|l| l.strip_prefix("failed   "));
+        (failed.next().unwrap_or_default().to_owned(), failed.next().is_some(), r.failed)
+    };
+    for (tls, said) in [
+        (format!("ca = {folder:?}"), format!("ca {folder}: it is a folder; name a file")),
+        (
+            format!("ca = {text:?}"),
+            format!("ca {text}: no PEM certificate in it; name a file with -----BEGIN"),
+        ),
+        (format!("ca = {cut:?}"), format!("ca {cut}: damaged PEM; name a file with -----BEGIN")),
+        (format!("ca = {pem:?}"), format!("ca {pem}: ")),
+        (pair(&folder, &text), format!("cert {folder}: it is a folder; name a file")),
+        (pair(&pem, &folder), format!("key {folder}: it is a folder; name a file")),
+        (pair(&pem, &text), format!("key {text}: no unencrypted PEM private key in it; ")),
+    ] {
+        let (first, more, failed) = told(&tls);
+        assert!(first.starts_with(&said) && !more && failed, "{tls}: {first}");
+    }
+    assert_eq!(told("ca = \"/none\"").0, "", "it may exist where the service runs");
+    let sasl =
+        format!("sasl = {{ mechanism = \"SCRAM-SHA-256\", username = \"u\", password_file = {folder:?} }}");
+    let r = p.report(&format!("{KAFKA}{sasl}\n[[files]]\npaths = \"/x\"\n"));
+    assert!(r.failed && r.text.contains(&format!("password_file {folder}: it is a folder")), "{}", r.text);
+}
+
 /// Fails with `is_dir` instead of `exists` in `Report::state`: the parent folder is checked, and no problem is
 /// reported.
 #[test]

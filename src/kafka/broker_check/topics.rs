@@ -1,4 +1,4 @@
-//! The steps about topics: our permissions, the record sizes they accept, and whether the broker creates missing ones.
+//! The steps about topics: our permissions, the record sizes and keys they accept, and whether the broker creates missing ones.
 
 use super::{BrokerCheckStep, BrokerStep, Outcome, PlannedLoad, Visit};
 use crate::error::Reason;
@@ -6,6 +6,7 @@ use crate::kafka::net::connection::Connection;
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::limits::{self, Setting};
 use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta};
+use crate::record::Key;
 use std::time::{Duration, Instant};
 
 /// Our permissions on a topic, from the broker's metadata (KIP-430), so that nothing needs to be written.
@@ -67,6 +68,37 @@ pub fn size(
     let what = BrokerStep::Size(wanted.topic.to_owned());
     tell(BrokerCheckStep { what, took: began.elapsed(), outcome });
     Some(Some(most))
+}
+
+/// Reports a compacted topic if lines have no key: the broker refuses them. `None`: the connection is lost.
+pub fn key(
+    v: &Visit<'_>,
+    topic: &str,
+    c: &mut Connection,
+    tell: &mut dyn FnMut(BrokerCheckStep),
+) -> Option<()> {
+    let by_line = match v.key {
+        Key::Constant(_) | Key::Path => return Some(()),
+        Key::None => false,
+        Key::Regex(_) | Key::Field(_) | Key::Head => true,
+    };
+    let began = Instant::now();
+    let policy = setting(v, c, Setting::CleanupPolicy(topic))?.unwrap_or_default();
+    if policy.contains("compact") {
+        let why = |lines| {
+            Reason::new(
+                format!("cleanup.policy is {policy}, so {lines} are refused and go to the dead-letter file"),
+                "set `key` in [kafka] to one that every line has, or set cleanup.policy to delete on the topic",
+            )
+        };
+        let outcome = if by_line {
+            Outcome::Doubtful(why("lines without the key"))
+        } else {
+            Outcome::Failed(why("lines without a key (all of them)"))
+        };
+        tell(BrokerCheckStep { what: BrokerStep::Key(topic.to_owned()), took: began.elapsed(), outcome });
+    }
+    Some(())
 }
 
 /// A value by DescribeConfigs; `Some(None)`: the broker does not say. `None`: the connection is lost.

@@ -17,13 +17,16 @@ pub enum Kind {
     Configured,
 }
 
+/// A broker's address.
+pub type BootstrapBroker = (Kind, String);
+
 impl Candidates {
-    pub fn round(&self, configured: &[String]) -> Vec<(Kind, String)> {
+    pub fn round(&self, configured: &[String]) -> Vec<BootstrapBroker> {
         let learned = self.learned.iter().filter(|l| !configured.contains(l));
         let learned = turned(learned, self.failed[Kind::Learned as usize]);
         let configured = turned(configured.iter(), self.failed[Kind::Configured as usize]);
         let longest = learned.len().max(configured.len());
-        let mut all: Vec<(Kind, String)> = Vec::new();
+        let mut all: Vec<BootstrapBroker> = Vec::new();
         for i in 0..longest {
             all.extend(learned.get(i).map(|l| (Kind::Learned, (*l).clone())));
             all.extend(configured.get(i).map(|c| (Kind::Configured, (*c).clone())));

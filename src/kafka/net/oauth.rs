@@ -11,11 +11,12 @@ use crate::error::Reason;
 use crate::kafka::KafkaOptions;
 use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::secret;
+use crate::lock::lock;
 use crate::producer::json;
 pub use endpoint::TokenEndpoint;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
@@ -33,7 +34,7 @@ pub struct OauthOptions {
     kept: Arc<Mutex<KeptToken>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// Read at each use: another program renews it.
     File(PathBuf),
@@ -69,18 +70,14 @@ impl OauthOptions {
             TokenSource::File(path) => from_file(path).map(Arc::new).map_err(Trouble::Lost),
             TokenSource::Endpoint(endpoint) => {
                 let began = Instant::now();
-                self.kept().get(began, || endpoint.fetch(options))
+                lock(&self.kept).get(began, || endpoint.fetch(options))
             }
         }
     }
 
     /// The broker refused the token: the next call gets another one.
     pub fn refused(&self) {
-        self.kept().token = None;
-    }
-
-    fn kept(&self) -> MutexGuard<'_, KeptToken> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept).token = None;
     }
 
     /// The client's first message (RFC 7628, 3.1).
@@ -102,7 +99,14 @@ impl OauthOptions {
     }
 }
 
-/// Leaves out the kept token: a reload compares options by their debug output.
+/// Leaves out the kept token, for a reload.
+impl PartialEq for OauthOptions {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source && self.extensions == other.extensions
+    }
+}
+
+/// Leaves out the kept token.
 impl fmt::Debug for OauthOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {:?}", self.source, self.extensions)

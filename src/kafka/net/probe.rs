@@ -1,11 +1,11 @@
 //! Probes what listens at an address with one ApiVersions request, before any driver talks to it. Tells Kafka from a
 //! TLS port, a web server, a silent peer and a closed port, within limits of time and memory.
 //!
-//! Frames are written and parsed by hand, in the oldest version, which every Kafka can answer. The answer's length is
-//! never trusted: the `kafka` crate took a TLS alert for a length of 336 MiB and a web page for 1.13 GiB (D10).
+//! Requests are of the oldest version, which every Kafka can answer. The answer's length is never trusted: the `kafka` crate took a TLS alert for a length of 336 MiB and a web page for 1.13 GiB (D10).
 
 use crate::error::Reason;
 use crate::kafka::net::stream::CountedSocket;
+use crate::kafka::protocol::messages::{self, ApiRange};
 use crate::traffic::SocketBytes;
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -24,6 +24,16 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(10) }
+    }
+}
+
+/// A broker that has not answered in this time is not waited for while another can be asked.
+pub const HURRY: Duration = Duration::from_secs(3);
+
+impl Limits {
+    /// For the first round through several brokers: one that hangs must not keep the others waiting.
+    pub fn hurried(self) -> Limits {
+        Limits { connect: self.connect.min(HURRY), answer: self.answer.min(HURRY) }
     }
 }
 
@@ -52,11 +62,10 @@ pub enum Finding {
 pub const PRODUCE: i16 = 0;
 pub const FETCH: i16 = 1;
 pub const METADATA: i16 = 3;
-const API_VERSIONS: i16 = 18;
 
 /// The versions of each request that a broker supports, as it reports them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ranges(Vec<(i16, i16, i16)>);
+pub struct Ranges(Vec<ApiRange>);
 
 impl Ranges {
     /// Lowest and highest version of a request.
@@ -121,7 +130,7 @@ pub fn ask(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Findi
         Ok(s) => s,
         Err(found) => return found,
     };
-    let request = frame(API_VERSIONS, 0, &[]);
+    let request = messages::ask_versions(0, CORRELATION, CLIENT);
     let answer = match exchange(&mut stream, &request, limits) {
         Ok(answer) => answer,
         Err(Finding::Closed) if connect(addr, limits, bytes).is_ok_and(|s| closes_unasked(s.socket)) => {
@@ -129,9 +138,9 @@ pub fn ask(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Findi
         }
         Err(found) => return found,
     };
-    match ranges(&answer) {
-        Some(found) => Finding::Kafka(found),
-        None => Finding::Foreign(answer[..answer.len().min(16)].to_vec()),
+    match messages::ranges(&answer, 0) {
+        Ok(Ok(found)) => Finding::Kafka(Ranges(found)),
+        _ => Finding::Foreign(answer[..answer.len().min(16)].to_vec()),
     }
 }
 
@@ -166,8 +175,10 @@ pub struct TopicAnswer {
     pub partitions: Vec<i32>,
 }
 
-/// Requests one topic with Metadata v4 (Kafka 0.11), the first version that lets the client decide whether the topic
-/// is created. Returns the error code and partition ids, which the `kafka` crate drops or panics on (D9).
+/// The version of Metadata, the first one (Kafka 0.11) that lets the client decide whether the topic is created.
+pub const TOPIC_VERSION: i16 = 4;
+
+/// Requests one topic. Returns the error code and partition ids, which the `kafka` crate drops or panics on (D9).
 pub fn topic(
     addr: SocketAddr,
     name: &str,
@@ -176,13 +187,10 @@ pub fn topic(
     bytes: &Arc<SocketBytes>,
 ) -> Result<TopicAnswer, Finding> {
     let mut stream = connect(addr, limits, bytes)?;
-    let mut body = Vec::with_capacity(name.len() + 7);
-    body.extend_from_slice(&1i32.to_be_bytes());
-    body.extend_from_slice(&(name.len() as i16).to_be_bytes());
-    body.extend_from_slice(name.as_bytes());
-    body.push(u8::from(create));
-    let answer = exchange(&mut stream, &frame(METADATA, 4, &body), limits)?;
-    topic_answer(&answer).ok_or_else(|| Finding::Failed("its Metadata answer cannot be read".to_owned()))
+    let request = messages::ask_metadata(TOPIC_VERSION, CORRELATION, CLIENT, &[name], create);
+    let answer = exchange(&mut stream, &request, limits)?;
+    topic_answer(&answer, name)
+        .ok_or_else(|| Finding::Failed("its Metadata answer cannot be read".to_owned()))
 }
 
 fn connect(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Result<CountedSocket, Finding> {
@@ -195,19 +203,7 @@ fn connect(addr: SocketAddr, limits: &Limits, bytes: &Arc<SocketBytes>) -> Resul
 }
 
 const CORRELATION: i32 = 0x6c6f_6761; // "loga": identifies the answer as ours
-
-/// A request with header v1: size, API key, version, correlation id, client id.
-fn frame(api: i16, version: i16, body: &[u8]) -> Vec<u8> {
-    let mut f = Vec::with_capacity(body.len() + 22);
-    f.extend_from_slice(&(18 + body.len() as i32).to_be_bytes());
-    f.extend_from_slice(&api.to_be_bytes());
-    f.extend_from_slice(&version.to_be_bytes());
-    f.extend_from_slice(&CORRELATION.to_be_bytes());
-    f.extend_from_slice(&8i16.to_be_bytes());
-    f.extend_from_slice(b"logagent");
-    f.extend_from_slice(body);
-    f
-}
+const CLIENT: &str = env!("CARGO_PKG_NAME");
 
 /// Maximum answer size in bytes: some 50 APIs take under 1 KiB, a topic with 10,000 partitions about 300 KiB.
 const CAP: u32 = 1 << 20;
@@ -270,68 +266,11 @@ fn fill(stream: &mut CountedSocket, into: &mut [u8], until: Instant) -> io::Resu
     Ok(n)
 }
 
-/// Parses an answer; `None` as soon as it is shorter than it claims.
-struct Parts<'a>(&'a [u8]);
-
-impl<'a> Parts<'a> {
-    fn bytes(&mut self, n: usize) -> Option<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(n)?;
-        self.0 = rest;
-        Some(head)
-    }
-
-    fn i16(&mut self) -> Option<i16> {
-        self.bytes(2).map(|b| i16::from_be_bytes([b[0], b[1]]))
-    }
-
-    fn i32(&mut self) -> Option<i32> {
-        self.bytes(4).map(|b| i32::from_be_bytes([b[0], b[1], b[2], b[3]]))
-    }
-
-    /// A nullable string.
-    fn string(&mut self) -> Option<&'a [u8]> {
-        let n = self.i16()?;
-        self.bytes(n.max(0) as usize)
-    }
-
-    /// An array whose elements are read by `one`. Allocates nothing in advance.
-    fn array<T>(&mut self, mut one: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        let n = self.i32()?;
-        (0..n.max(0)).map(|_| one(self)).collect()
-    }
-}
-
-/// ApiVersions v0: error code, then key, lowest and highest version of each API.
-fn ranges(answer: &[u8]) -> Option<Ranges> {
-    let mut p = Parts(answer);
-    let code = p.i16()?;
-    let all = p.array(|p| Some((p.i16()?, p.i16()?, p.i16()?)))?;
-    (code == 0).then_some(Ranges(all))
-}
-
-/// Metadata v4: throttle time, brokers, cluster id, controller, topics.
-fn topic_answer(answer: &[u8]) -> Option<TopicAnswer> {
-    let mut p = Parts(answer);
-    p.i32()?;
-    p.array(|p| Some((p.i32()?, p.string()?, p.i32()?, p.string()?)))?;
-    p.string()?;
-    p.i32()?;
-    let topics = p.array(|p| {
-        let code = p.i16()?;
-        p.string()?;
-        p.bytes(1)?; // is it internal
-        let mut partitions = p.array(|p| {
-            p.i16()?;
-            let id = p.i32()?;
-            p.i32()?; // leader
-            p.array(Parts::i32)?; // replicas
-            p.array(Parts::i32)?; // in sync
-            Some(id)
-        })?;
-        partitions.sort_unstable();
-        Some(TopicAnswer { code, partitions })
-    })?;
-    topics.into_iter().next()
+fn topic_answer(answer: &[u8], name: &str) -> Option<TopicAnswer> {
+    let topic = messages::metadata(answer, TOPIC_VERSION, &[name]).ok()?.topics.pop()?;
+    let mut partitions: Vec<i32> = topic.partitions.iter().map(|p| p.partition).collect();
+    partitions.sort_unstable();
+    Some(TopicAnswer { code: topic.error, partitions })
 }
 
 #[cfg(test)]

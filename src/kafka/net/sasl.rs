@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum SaslOptions {
     Plain {
         login: PasswordLogin,
@@ -26,7 +26,7 @@ pub enum SaslOptions {
     OauthBearer(OauthOptions),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PasswordLogin {
     pub username: String,
     pub password_file: PathBuf,

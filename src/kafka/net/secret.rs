@@ -25,7 +25,8 @@ pub fn read(path: &Path, what: &str, most: u64) -> Result<Zeroizing<Vec<u8>>, Re
         .map_err(|e| Reason { fix: Some("let the agent's user read it".into()), ..wrong(&e.to_string()) })?;
     let meta = file.metadata().map_err(|e| wrong(&e.to_string()))?;
     if !meta.is_file() {
-        return Err(wrong("not a regular file"));
+        let why = if meta.is_dir() { "it is a folder" } else { "not a regular file" };
+        return Err(Reason { fix: Some("name a file".into()), ..wrong(why) });
     }
     if meta.len() > most {
         return Err(wrong(&format!("{} bytes, over the limit of {most}", meta.len())));
@@ -119,7 +120,7 @@ mod tests {
         std::fs::write(&large, vec![b'x'; PASSWORD_MOST as usize + 1]).unwrap();
         for (path, why) in [
             (&fifo, "not a regular file"),
-            (&dir.path().to_owned(), "not a regular file"),
+            (&dir.path().to_owned(), "it is a folder; name a file"),
             (&large, "over the limit of 4096"),
             (&dir.path().join("gone"), "No such file"),
         ] {

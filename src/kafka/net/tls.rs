@@ -125,6 +125,11 @@ fn host(address: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.')
 }
 
+/// Whether the files can be used: PEM, and certificate and key belong together.
+pub fn check_files(options: &TlsOptions) -> Result<(), Reason> {
+    config(options).map(drop)
+}
+
 fn config(options: &TlsOptions) -> Result<ClientConfig, Reason> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -136,8 +141,10 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, Reason> {
         Some((cert, key)) => {
             let chain = certificates(cert, "cert")?;
             let pem = secret::read(key, "key", PEM_MOST)?;
-            let none =
-                |_| Reason::from(format!("key {}: no unencrypted PEM private key in it", key.display()));
+            let none = |_| {
+                let why = format!("key {}: no unencrypted PEM private key in it", key.display());
+                Reason::new(why, "convert it with openssl pkey, or name the right file")
+            };
             let der = PrivateKeyDer::from_pem_slice(&pem).map_err(none)?;
             builder.with_client_auth_cert(chain, der).map_err(|e| {
                 let (cert, key) = (cert.display(), key.display());
@@ -146,8 +153,8 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, Reason> {
             })?
         }
     };
-    // Each connect reads all files and builds a new config, so no session is ever resumed, and a cache for 256 wastes
-    // memory.
+    // Resumption was rejected: Kafka's brokers hand out tickets and then refuse them ("Stateless session ticket invalid"; 4.1
+    // on OpenJDK 17 and 25, EC and RSA keys, also from openssl s_client), so each connect would send a ticket in vain.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
@@ -176,7 +183,10 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, Reason> {
 }
 
 fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, Reason> {
-    let wrong = |why: &str| Reason::from(format!("{what} {}: {why}", path.display()));
+    let wrong = |why: &str| {
+        let why = format!("{what} {}: {why}", path.display());
+        Reason::new(why, "name a file with -----BEGIN CERTIFICATE----- in it")
+    };
     let pem = secret::read(path, what, PEM_MOST)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match all {

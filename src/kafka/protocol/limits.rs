@@ -9,6 +9,8 @@ use crate::kafka::protocol::wire::{ApiKey, Read, Reader};
 pub enum Setting<'a> {
     /// The largest batch the topic accepts, in bytes on the wire.
     LargestBatch(&'a str),
+    /// Which lines the topic keeps: compacted ones accept none without a key.
+    CleanupPolicy(&'a str),
     /// Whether asking for a topic creates it.
     CreatesTopics(i32),
 }
@@ -21,6 +23,7 @@ impl Setting<'_> {
     fn key(self) -> &'static str {
         match self {
             Setting::LargestBatch(_) => "max.message.bytes",
+            Setting::CleanupPolicy(_) => "cleanup.policy",
             Setting::CreatesTopics(_) => "auto.create.topics.enable",
         }
     }
@@ -28,7 +31,7 @@ impl Setting<'_> {
 
 pub fn ask(version: i16, correlation: i32, client: &str, wanted: Setting<'_>) -> Vec<u8> {
     let (kind, name) = match wanted {
-        Setting::LargestBatch(topic) => (TOPIC, topic.to_owned()),
+        Setting::LargestBatch(topic) | Setting::CleanupPolicy(topic) => (TOPIC, topic.to_owned()),
         Setting::CreatesTopics(node) => (BROKER, node.to_string()),
     };
     let mut to = request(ApiKey::DescribeConfigs, version, correlation, client, 96 + name.len());

@@ -34,18 +34,36 @@ pub struct Versions {
     pub produce_max: i16,
 }
 
+/// APIs read from an answer, at most: Kafka 4 has fewer than 100.
+const APIS: usize = 1000;
+
+/// An API's key, lowest and highest version.
+pub type ApiRange = (i16, i16, i16);
+
 /// Parses the answer to ApiVersions, version 3 (flexible) or 0. `Err(35)`: the broker wants an older version of the
 /// request; it answers in version 0's format.
-pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
+pub fn ranges(body: &[u8], version: i16) -> Read<Result<Vec<ApiRange>, i16>> {
     let error = Reader::new(body, false).i16("error")?;
     if error != 0 {
         return Ok(Err(error));
     }
     let mut r = Reader::new(&body[2..], ApiKey::ApiVersions.is_flexible(version));
-    let mut found = Versions { produce_max: -1, ..Versions::default() };
-    for _ in 0..r.count(6, "api count")? {
-        let (key, low, high) = (r.i16("api key")?, r.i16("min version")?, r.i16("max version")?);
+    let mut found = Vec::new();
+    for _ in 0..r.count(6, "api count")?.min(APIS) {
+        found.push((r.i16("api key")?, r.i16("min version")?, r.i16("max version")?));
         r.skip_tags()?;
+    }
+    Ok(Ok(found))
+}
+
+/// The versions that both sides support, from the answer to ApiVersions ([`ranges`]).
+pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
+    let all = match ranges(body, version)? {
+        Ok(all) => all,
+        Err(code) => return Ok(Err(code)),
+    };
+    let mut found = Versions { produce_max: -1, ..Versions::default() };
+    for (key, low, high) in all {
         let common = |(least, most): (i16, i16)| Some(high.min(most)).filter(|v| *v >= low.max(least));
         match key {
             0 => {
@@ -260,8 +278,6 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
     }
     let rights = if version >= 8 { Some(r.i32("operations")?).filter(|r| *r != i32::MIN) } else { None };
     r.skip_tags()?;
-    partitions.sort_unstable_by_key(|p| p.partition);
-    partitions.dedup_by_key(|p| p.partition);
     Ok(TopicMeta { error, name, id, partitions, rights })
 }
 

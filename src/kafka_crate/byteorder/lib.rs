@@ -5,7 +5,7 @@
 //! -v`, strict overcommit, 32 bits), a count of 2³¹-1 fails to allocate, which aborts the process. All these numbers
 //! pass through [`ReadBytesExt::read_i32`]; the [`Part`]s of an answer say which of its 32-bit numbers are counts.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{Error, ErrorKind, Read, Result, Write};
 
 /// Longest accepted answer, in bytes.
@@ -46,6 +46,13 @@ pub static PRODUCED: &[Part] = &[Number, List { bytes: 6, of: &[List { bytes: 14
 
 thread_local! {
     static EXPECTED: RefCell<Option<Answer>> = const { RefCell::new(None) };
+    static LAST_I16: Cell<i16> = const { Cell::new(0) };
+}
+
+/// The last 16-bit number this thread has read. In an answer to Produce for one partition, that is its error code, of which
+/// the crate keeps only those it knows.
+pub fn last_i16() -> i16 {
+    LAST_I16.get()
 }
 
 /// This thread now reads answers of this shape.
@@ -149,7 +156,9 @@ pub trait ReadBytesExt: Read {
         Ok(i8::from_be_bytes(exact(self)?))
     }
     fn read_i16<O: ByteOrder>(&mut self) -> Result<i16> {
-        Ok(O::read_i16(&exact::<2>(self)?))
+        let number = O::read_i16(&exact::<2>(self)?);
+        LAST_I16.set(number);
+        Ok(number)
     }
     fn read_i32<O: ByteOrder>(&mut self) -> Result<i32> {
         let number = O::read_i32(&exact::<4>(self)?);

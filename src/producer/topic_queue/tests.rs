@@ -195,7 +195,7 @@ fn all_in_trouble_stops_the_queue() {
 /// Fails when keyed lines go elsewhere because their partition is in trouble, or delay those of other partitions.
 #[test]
 fn keyed_lines_wait_for_their_partition() {
-    let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap());
+    let key = Key::Regex(regex::bytes::Regex::new("k.").unwrap().into());
     let o = origin(1, "t", "/log", crate::record::Shape { key, ..Default::default() });
     let options = ProducerOptions { partitioner: Partitioner::Hash, ..ProducerOptions::default() };
     let mut b = Bench::new(&options, NUMBERED, &[0, 1, 2]);

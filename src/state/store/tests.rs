@@ -369,3 +369,19 @@ fn an_error_leaves_the_old_state_and_is_overcome() {
     let FoundPositions::Good(saved) = look(dir.path()).unwrap() else { panic!() };
     assert_eq!(saved.clock, 3);
 }
+
+/// Fails when no save succeeds any more after the folder was removed and created again, or the first one is not synced.
+#[test]
+fn a_folder_that_is_removed_and_created_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("state");
+    let (mut store, ..) = PositionsFile::open(&folder, Damaged::Refuse).unwrap();
+    store.save(&state(1), false).unwrap();
+    assert_eq!(store.current, CurrentFile::Synced);
+    fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(store.save(&state(2), false).unwrap_err().kind(), ErrorKind::NotFound);
+    fs::create_dir(&folder).unwrap();
+    store.save(&state(3), false).unwrap();
+    assert_eq!(store.current, CurrentFile::Synced);
+    assert_eq!(fs::read(folder.join(OFFSETS)).unwrap(), state(3));
+}

@@ -55,6 +55,7 @@ fn source(path: &Path, budget: &Budget) -> SourceOptions {
         give_up: None,
         reopen: true,
         poll: Duration::from_secs(1),
+        linger: Duration::ZERO,
         rotate_grace: Duration::from_secs(60),
         rest_after: None,
         deleted_hold: Hold { bytes: u64::MAX, time: Duration::from_secs(1 << 20) },

@@ -102,10 +102,11 @@ fn refuses_classic(server: &Foreign, topic: &str) {
     lines.append_to(&folder.path("f.log"));
     config(&folder, server, topic, ["classic", AT_LEAST_ONCE, "gzip"]);
     let mut agent = folder.agent_line("run -c c.toml").start();
-    println!("{}", agent.wait_log("driver = \"modern\" would show it", SOON));
+    println!("{}", agent.wait_log("UNKNOWN_PRODUCER_ID (59); set driver = \"auto\" or \"modern\"", SOON));
     pause(secs(2));
     assert_eq!(server.topic(topic).values().len(), 0, "{}", agent.log());
     agent.stop();
+    assert_eq!(status_json(&folder, &folder.path("state"))["totals"]["doubled_at_most"].as_u64(), Some(0));
     config(&folder, server, topic, ["modern", AT_LEAST_ONCE, "gzip"]);
     folder.agent_line("run -c c.toml --once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&server.topic(topic)).assert_exactly_once(&[&lines]);
@@ -121,6 +122,8 @@ fn foreign_tansu() {
     assert!(said.contains("exactly-once    no: ") && said.contains("idempotence     yes: "), "{said}");
     each_codec(&server);
     main_job(&server, "modern", ["modern", AT_LEAST_ONCE, "lz4"]);
+    let said = checked(&server, "classic", ["classic", AT_LEAST_ONCE, "gzip"], 1);
+    assert!(said.contains("announces Produce 0 but closes the connection on it"), "{said}");
     refuses_classic(&server, "classic");
     let said = checked(&server, EXACTLY_ONCE, ["auto", EXACTLY_ONCE, "none"], 78);
     assert!(said.contains("failed   DescribeProducers"), "{said}");

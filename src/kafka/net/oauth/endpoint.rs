@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenEndpoint {
     pub url: TokenUrl,
     pub client_id: String,
