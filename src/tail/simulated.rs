@@ -237,15 +237,15 @@ fn copies_made_under_a_busy_writer() {
     try_seeds(SEEDS, SHORT_COPIES);
 }
 
-/// Fails when a position is saved before its acknowledgement, a restart forgets a stream, or a stream whose `.gz` is read
-/// counts as lost.
+/// Fails when a position is saved before its acknowledgement, a restart forgets a stream, a stream whose `.gz` is read
+/// counts as lost, or more lines are doubled than `doubled_at_most` says.
 #[test]
 fn crashes() {
     try_seeds(SEEDS, CRASHES);
 }
 
 /// Fails when a `.gz` that is made during a look or between two runs is read in addition to its original, or neither is
-/// read.
+/// read; when a batch is sent before its intent is recorded, or what the last run sent is read and sent again.
 #[test]
 fn packed_among_kills_with_exactly_once_delivery() {
     try_with(SEEDS, KILLS, |_| Delivery::ExactlyOnce);
