@@ -328,7 +328,7 @@ impl Brokers {
         }
     }
 
-    /// A request arrives whose answer nobody will see.
+    /// A request arrives whose answer is lost.
     fn arrive(&mut self, id: i32, request: &Request) {
         let is_bad = request.ids.iter().any(|id| self.bad.contains(id));
         if !is_bad && (request.bytes <= self.largest || request.ids.len() == 1) {

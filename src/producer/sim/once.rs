@@ -355,7 +355,7 @@ fn a_partition_that_is_down_for_long() {
         let (board, budget) = (Board::default(), Budget::new(1 << 30));
         let partitions = 2 + (seed / 2 % 3) as i32;
         let mut world = World::new(seed, 600, partitions, &board, &budget, dir.path().join("flights"));
-        let shape = || Shape { key: Key::Regex(last_digit.clone()), ..Shape::default() };
+        let shape = || Shape { key: Key::Regex(last_digit.clone().into()), ..Shape::default() };
         world.origins = (1..=2).map(|s| origin(s, "t", "/log", shape())).collect();
         world.partitioner = Partitioner::Hash;
         world.down = Some(1);
