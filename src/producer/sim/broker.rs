@@ -132,7 +132,7 @@ pub struct Brokers {
     /// A larger batch is refused.
     pub largest: usize,
     pub faults: bool,
-    /// A partition whose leader answers nothing.
+    /// A partition whose leader takes nothing, while there are faults.
     pub down: Option<i32>,
     /// Which run of the agent sends now; part of the lines' ids.
     pub run: u64,
@@ -306,7 +306,7 @@ impl Brokers {
         let Request { numbers, ids, batch: Some(batch), .. } = request else {
             return self.arrive(id, &request);
         };
-        if self.down == Some(id) || self.faults && self.chance(8) {
+        if self.faults && (self.down == Some(id) || self.chance(8)) {
             return self.again(batch, false);
         }
         if let Some(what) = self.refuse(&batch, &ids) {

@@ -68,7 +68,7 @@ struct World<'b> {
     disk: Saved,
     now: Now,
     crashes: u32,
-    /// A partition whose leader answers nothing, except at the beginning and at the end.
+    /// A partition whose leader takes nothing, except at the beginning and at the end.
     down: Option<i32>,
 }
 
@@ -225,7 +225,7 @@ impl<'b> World<'b> {
             assert!(step < 100_000, "it never finishes");
             let faults = step < calm;
             self.brokers.faults = faults;
-            self.brokers.down = self.down.filter(|_| faults && step > 1000);
+            self.brokers.down = self.down.filter(|_| step > 1000);
             if faults && crash_at(step, self.rng()) {
                 ready.clear();
                 self.crash(a);
