@@ -105,7 +105,7 @@ impl<'a> Producing<'a> {
         }
     }
 
-    /// Delivers everything, with saves now and then.
+    /// Delivers everything, with a save from time to time.
     pub fn finish(&mut self, w: &mut World, saver: &mut Work) {
         for turns in 0..100_000 {
             let wake = self.turn(w);
