@@ -44,7 +44,7 @@ static LAST_DIGIT: LazyLock<Regex> = LazyLock::new(|| Regex::new("[0-9]$").unwra
 fn source(path: &Path, budget: &Budget) -> SourceOptions {
     let tail = TailOptions {
         topic: "t".into(),
-        shape: Arc::new(Shape { key: Key::Regex(LAST_DIGIT.clone()), ..Shape::default() }),
+        shape: Arc::new(Shape { key: Key::Regex(LAST_DIGIT.clone().into()), ..Shape::default() }),
         path: path.into(),
         reading: Reading { rules: framing::Rules::default(), share: budget.share(), chunk: 4096 },
         start: Start::Beginning,
