@@ -2,6 +2,7 @@
 
 use super::file::JournalFile;
 use super::header::{Id128, JournalHeader, ReadError};
+use crate::clock;
 use crate::record::Identity;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::ffi::OsStr;
@@ -22,8 +23,7 @@ pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
 }
 
 pub fn boot_id() -> Option<Id128> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    u128::from_str_radix(&text.trim().replace('-', ""), 16).ok().map(u128::to_be_bytes)
+    u128::from_str_radix(&clock::boot_id().replace('-', ""), 16).ok().map(u128::to_be_bytes)
 }
 
 /// The chain that a file belongs to, by its name: `system.journal` also for `system@….journal` and `system@….journal~`.
