@@ -132,6 +132,8 @@ pub struct Brokers {
     /// A larger batch is refused.
     pub largest: usize,
     pub faults: bool,
+    /// A partition whose leader takes nothing, while there are faults.
+    pub down: Option<i32>,
     /// Which run of the agent sends now; part of the lines' ids.
     pub run: u64,
     capabilities: Option<Capabilities>,
@@ -149,6 +151,7 @@ impl Brokers {
             bad: BTreeSet::new(),
             largest: usize::MAX,
             faults: true,
+            down: None,
             run: 0,
             capabilities: None,
             pids: 1000,
@@ -303,7 +306,7 @@ impl Brokers {
         let Request { numbers, ids, batch: Some(batch), .. } = request else {
             return self.arrive(id, &request);
         };
-        if self.faults && self.chance(8) {
+        if self.faults && (self.down == Some(id) || self.chance(8)) {
             return self.again(batch, false);
         }
         if let Some(what) = self.refuse(&batch, &ids) {
@@ -325,7 +328,7 @@ impl Brokers {
         }
     }
 
-    /// A request arrives whose answer nobody will see.
+    /// A request arrives whose answer is lost.
     fn arrive(&mut self, id: i32, request: &Request) {
         let is_bad = request.ids.iter().any(|id| self.bad.contains(id));
         if !is_bad && (request.bytes <= self.largest || request.ids.len() == 1) {

@@ -11,6 +11,7 @@ use crate::commands::run::entries;
 use crate::commands::supervisor::SourceOptions;
 use crate::fdstore::FdStore;
 use crate::handover::{self, Outlet};
+use crate::record::{Key, Shape};
 use crate::report::Board;
 use crate::state::{self, Work};
 use crate::streams::mailbox;
@@ -22,9 +23,10 @@ use crate::waker::Waker;
 use crate::watch::Watched;
 use crate::watch::pattern::{Exclude, Pattern};
 use crossbeam_channel::Receiver;
+use regex::bytes::Regex;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// One run of the agent.
@@ -36,10 +38,13 @@ pub struct Life<'a> {
     board: &'a Board,
 }
 
+/// The key of a line.
+static LAST_DIGIT: LazyLock<Regex> = LazyLock::new(|| Regex::new("[0-9]$").unwrap());
+
 fn source(path: &Path, budget: &Budget) -> SourceOptions {
     let tail = TailOptions {
         topic: "t".into(),
-        shape: Arc::default(),
+        shape: Arc::new(Shape { key: Key::Regex(LAST_DIGIT.clone().into()), ..Shape::default() }),
         path: path.into(),
         reading: Reading { rules: framing::Rules::default(), share: budget.share(), chunk: 4096 },
         start: Start::Beginning,

@@ -6,7 +6,7 @@ use crate::exactly_once::IntentLog;
 use crate::producer::batch::Batch;
 use crate::producer::driver::Order;
 use crate::producer::sim::Core;
-use crate::producer::{BeforeSend, Partitioner, ProducerOptions, recovered::RecoveredState};
+use crate::producer::{BeforeSend, ProducerOptions, recovered::RecoveredState};
 use crate::record::{Ack, StreamId};
 use crate::report::Board;
 use crate::state::Work;
@@ -39,7 +39,7 @@ impl<'a> Producing<'a> {
             chunks.insert(key(chunk), lines);
         }
         let options = ProducerOptions {
-            partitioner: w.dice.of(&[Partitioner::Sticky, Partitioner::RoundRobin, Partitioner::Random]),
+            partitioner: w.partitioner,
             batch: w.dice.of(&[64, 1000, 512 << 10]),
             linger: Duration::from_millis(w.dice.of(&[0, 0, 30])),
             seed: w.dice.next(),
@@ -105,7 +105,7 @@ impl<'a> Producing<'a> {
         }
     }
 
-    /// Delivers everything, with saves now and then.
+    /// Delivers everything, with a save from time to time.
     pub fn finish(&mut self, w: &mut World, saver: &mut Work) {
         for turns in 0..100_000 {
             let wake = self.turn(w);
