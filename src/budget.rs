@@ -3,11 +3,12 @@
 //! A tail requests a whole chunk at once and holds nothing while it waits, so there is no hold-and-wait deadlock. A
 //! stalled topic holds only its own share.
 
+use crate::lock::lock;
 use crate::quota::Reserved;
 use crate::stop::Stop;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 /// The fraction of a share (1/n) that may be set aside.
@@ -62,15 +63,11 @@ impl Budget {
         Budget(Mutex::new(All { total, shares: Vec::new() }))
     }
 
-    fn all(&self) -> MutexGuard<'_, All> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a share and divides the total evenly again. A limit may shrink below the bytes in use; then nothing is
     /// granted until they fit.
     pub fn share(&self) -> Share {
         let share = Share(Arc::new(Mutex::new(BudgetState::default())));
-        self.all().shares.push(share.clone());
+        lock(&self.0).shares.push(share.clone());
         self.divide();
         share
     }
@@ -82,12 +79,12 @@ impl Budget {
     }
 
     pub fn resize(&self, total: usize) {
-        self.all().total = total;
+        lock(&self.0).total = total;
         self.divide();
     }
 
     fn divide(&self) {
-        let mut all = self.all();
+        let mut all = lock(&self.0);
         all.shares.retain(|s| {
             let s = s.lock();
             s.retired.is_none() || s.used > 0
@@ -106,18 +103,18 @@ impl Budget {
     }
 
     pub fn total(&self) -> usize {
-        self.all().total
+        lock(&self.0).total
     }
 
     /// Bytes in use now, over all shares.
     pub fn used(&self) -> usize {
-        self.all().shares.iter().map(|s| s.lock().used).sum()
+        lock(&self.0).shares.iter().map(|s| s.lock().used).sum()
     }
 }
 
 impl Share {
     fn lock(&self) -> MutexGuard<'_, BudgetState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Waits for `bytes` in FIFO order; a request above the limit is granted alone. `None`: stopped.
@@ -314,7 +311,7 @@ mod tests {
         t.join().unwrap();
         drop(most);
         b.resize(10);
-        assert_eq!((b.total(), two.lock().limit, b.all().shares.len()), (10, 10, 1));
+        assert_eq!((b.total(), two.lock().limit, lock(&b.0).shares.len()), (10, 10, 1));
     }
 
     /// Fails when a waiter loses its place after a timeout, or an abandoned place keeps bytes.

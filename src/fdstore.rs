@@ -10,6 +10,7 @@
 
 mod slots;
 
+use crate::lock::lock;
 use crate::record::StreamId;
 use crate::sys;
 use crate::systemd::Notify;
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Handle to the store; clones share it. Without a service manager nothing is kept.
@@ -210,7 +211,7 @@ impl FdStore {
     }
 
     fn state(&self) -> Option<MutexGuard<'_, FdStates>> {
-        Some(self.0.as_ref()?.state.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(lock(&self.0.as_ref()?.state))
     }
 }
 

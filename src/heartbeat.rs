@@ -6,8 +6,9 @@
 //! deadline. Operations that may legitimately take long (name resolution, a slow flash) get [`Heartbeat::SLOW`].
 //! Operations that may hang forever without a restart being any help (a dead NFS mount) suspend the deadline.
 
+use crate::lock::lock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// The deadlines of all registered threads.
@@ -44,7 +45,7 @@ impl Heartbeats {
     pub fn register(&self, name: impl Into<String>) -> Arc<Heartbeat> {
         let heartbeat =
             Arc::new(Heartbeat { name: name.into(), since: self.since, due: AtomicU64::new(NEVER) });
-        let mut all = self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.heartbeats);
         all.retain(|b| b.strong_count() > 0);
         all.push(Arc::downgrade(&heartbeat));
         heartbeat
@@ -63,7 +64,7 @@ impl Heartbeats {
     /// The thread that is most overdue, and for how long.
     pub fn overdue(&self, now: Instant) -> Option<(String, Duration)> {
         let grace = GRACE.min(self.max_wait());
-        let all = self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&self.heartbeats);
         let late = all.iter().filter_map(Weak::upgrade).filter_map(|b| Some((b.overdue(now)?, b)));
         let (by, heartbeat) = late.filter(|(by, _)| *by > grace).max_by_key(|(by, _)| *by)?;
         Some((heartbeat.name.clone(), by))

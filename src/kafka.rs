@@ -46,7 +46,7 @@ mod request;
 mod session;
 
 #[cfg(test)]
-mod scripted;
+pub mod scripted;
 #[cfg(test)]
 mod tests;
 
@@ -255,13 +255,4 @@ impl Shared {
         let AskedProducer { topic, partition, pid } = asked.clone();
         self.events.push(Event::Described { topic, partition, pid, last });
     }
-}
-
-/// Runs this driver alone in a thread, with channels for the test.
-#[cfg(test)]
-fn start(
-    options: KafkaOptions,
-    board: Arc<crate::report::Board>,
-) -> std::io::Result<crate::producer::testing::Ends> {
-    Ok(crate::producer::testing::drive(drive(options), board))
 }

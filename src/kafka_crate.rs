@@ -42,8 +42,6 @@ mod verdict;
 mod watchdog;
 
 #[cfg(test)]
-pub mod peer;
-#[cfg(test)]
 mod tests;
 
 pub use client::{CrateCodec, fenced};
@@ -220,37 +218,22 @@ impl CrateWorker<'_> {
                 Some(at) => orders.recv_deadline(at),
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            let done = match order {
-                Ok(Order::Topic(topic)) => self.open_topic(&topic),
-                Ok(Order::Send(batches)) => self.send(batches),
-                Ok(Order::ProducerId | Order::Change(_)) => Ok(()), // never sent to a driver without sequence numbers
+            match order {
+                Ok(Order::Topic(topic)) => self.open_topic(&topic)?,
+                Ok(Order::Send(batches)) => self.send(batches)?,
+                Ok(Order::ProducerId | Order::Change(_)) => {} // never sent to a driver without sequence numbers
                 Ok(Order::Ask { topic, partition, pid }) => {
                     let last = Err("the classic driver cannot ask for a producer's state".to_owned());
-                    self.say(Event::Described { topic, partition, pid, last })
+                    self.say(Event::Described { topic, partition, pid, last })?;
                 }
-                Err(RecvTimeoutError::Timeout) => self.chores(),
+                Err(RecvTimeoutError::Timeout) => self.chores()?,
                 Err(RecvTimeoutError::Disconnected) => return Err(Leave::Closed),
-            };
-            if let Err(Leave::Incompatible { why }) = &done {
-                self.return_waiting(orders, why)?;
             }
-            done?;
         }
     }
 
     fn say(&self, event: Event) -> Result<(), Leave> {
         self.events.send(event).map_err(|_| Leave::Closed)
-    }
-
-    /// Before another driver takes over: queued orders were made for this driver's capabilities.
-    fn return_waiting(&self, orders: &Receiver<Order>, why: &str) -> Result<(), Leave> {
-        for order in orders.try_iter() {
-            let Order::Send(batches) = order else { continue };
-            for batch in batches {
-                self.say(Event::Done { batch, verdict: incompatible(why) })?;
-            }
-        }
-        Ok(())
     }
 
     fn open_topic(&mut self, topic: &Topic) -> Result<(), Leave> {

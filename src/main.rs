@@ -16,10 +16,11 @@
 //!                              saver ─▶ state folder
 //! ```
 //!
-//! A new line wakes `watch`, its tail and the producer. The broker's answer wakes the producer only if another line waits for
-//! it; otherwise it is read together with the next line, or 50 ms later. The saver runs on its own clock. In an idle agent, only `watch` wakes, every 30 s, for a walk of the patterns, in case an event was
-//! lost. Under load, and with `linger`, `watch` reads its events at intervals (`watch/pace.rs`): many lines then cost
-//! one wake-up of each thread.
+//! A new line wakes `watch`, its tail and the producer; in a file that is written to often, only its tail, which then
+//! reads the events itself (`own_events.rs`), and the producer. The broker's answer wakes the producer only if another line
+//! waits for it; otherwise it is read together with the next line, or 50 ms later. The saver runs on its own clock. In an
+//! idle agent, only `watch` wakes, every 30 s, for a walk of the patterns, in case an event was lost. Under load, and with
+//! `linger`, events are read at intervals (`pace.rs`): many lines then cost one wake-up of each thread.
 //!
 //! 1. [`watch`] owns the two inotify instances for all followed files. It finds the files that match the patterns and wakes
 //!    their tails. Events are hints: a lost one costs delay, never a line.
@@ -69,7 +70,7 @@
 //! | main ([`commands::run`]) | start-up order, reload, shutdown, watchdog | `select!` on signals, watch events, tails |
 //! | `signals` | signal delivery; blocked everywhere else | the signal iterator |
 //! | `watch` | its two inotify instances, patterns, folder listings | `poll(2)` on inotify and its eventfd |
-//! | `tail …`, one per file | open files and framing state | its [`wake_slot`], with a deadline |
+//! | `tail …`, one per file | open files and framing state | its [`wake_slot`], with a deadline; of a busy file, `poll(2)` on its own inotify and an eventfd |
 //! | `journal`, one per `[[journal]]` | the open files of one systemd journal | `poll(2)` on its own inotify, an eventfd, a deadline |
 //! | `producer` | everything in [`producer`], [`mod@kafka`] and [`exactly_once`] | `poll(2)` on eventfd, sockets, a deadline |
 //! | `saver` | writing `offsets` | a condition variable with a deadline |
@@ -152,6 +153,7 @@ mod journal;
 mod kafka;
 mod kafka_crate;
 mod links;
+mod lock;
 mod logging;
 mod network_fs;
 mod own_events;

@@ -79,7 +79,8 @@ impl<'a> TailWait<'a> {
             }
             return woken;
         };
-        let mut most = limit.min(IDLE);
+        let until_idle = IDLE.checked_sub(self.last.elapsed()).unwrap_or(IDLE);
+        let mut most = limit.min(until_idle);
         match own.cover(files) {
             Ok(false) => {}
             Ok(true) => {
@@ -110,7 +111,7 @@ impl<'a> TailWait<'a> {
         if self.frequent < BUSY || now < self.not_before {
             return;
         }
-        match OwnEvents::new(now).and_then(|mut own| own.cover(files).map(|_| own)) {
+        match OwnEvents::new().and_then(|mut own| own.cover(files).map(|_| own)) {
             Ok(own) => {
                 self.slot.claim_events(&own.waker);
                 self.own = Some(own);
@@ -131,10 +132,10 @@ struct OwnEvents {
 }
 
 impl OwnEvents {
-    fn new(now: Instant) -> io::Result<OwnEvents> {
+    fn new() -> io::Result<OwnEvents> {
         let counted = Counted::new()?;
         let queue = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let (waker, pace) = (Waker::new()?, ReadPace::new(now));
+        let (waker, pace) = (Waker::new()?, ReadPace::new(Instant::now()));
         Ok(OwnEvents { queue, waker, watched: Vec::new(), pace, _counted: counted })
     }
 
@@ -229,5 +230,58 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         IN_USE.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const SOON_ENOUGH: Duration = Duration::from_secs(20);
+
+    fn identity(ino: u64) -> Identity {
+        Identity { dev: 1, ino, born: None }
+    }
+
+    /// Fails when a busy tail does not watch its files, when an added or a late-written file goes unnoticed, or when an idle
+    /// tail keeps its instance.
+    #[test]
+    fn a_tail_becomes_busy_and_idle() {
+        let slot = WakeSlot::new(true);
+        let mut waits = TailWait::new(&slot);
+        let mut files: Vec<(Identity, File)> = vec![(identity(1), tempfile::tempfile().unwrap())];
+        let wait = |waits: &mut TailWait<'_>, files: &[(Identity, File)], limit| {
+            let open = files.iter().map(|(identity, file)| (identity, file));
+            waits.wait(limit, open, files.len() == 1, Duration::ZERO)
+        };
+        for n in 0..BUSY {
+            assert!(waits.own.is_none() && slot.events() == Events::Shared, "{n}");
+            slot.modified(Instant::now());
+            wait(&mut waits, &files, SOON_ENOUGH);
+        }
+        assert_eq!(slot.events(), Events::Claimed);
+        slot.settle(Events::Claimed);
+        files[0].1.write_all(b"x").unwrap();
+        assert!(!wait(&mut waits, &files, SOON_ENOUGH).more_than_modified());
+        slot.nudge();
+        assert!(wait(&mut waits, &files, SOON_ENOUGH).nudged);
+        files.push((identity(2), tempfile::tempfile().unwrap()));
+        assert!(wait(&mut waits, &files, SOON_ENOUGH).look, "it may have been written to before");
+        for i in [0, 1] {
+            files[i].1.write_all(b"x").unwrap();
+            assert!(!wait(&mut waits, &files, SOON_ENOUGH).more_than_modified(), "{i}");
+        }
+        files.remove(0);
+        assert!(!wait(&mut waits, &files, Duration::ZERO).any());
+        assert_eq!(waits.own.as_ref().unwrap().watched.len(), 1);
+        waits.last -= IDLE;
+        assert!(!wait(&mut waits, &files, Duration::ZERO).any());
+        assert_eq!(slot.events(), Events::Returned);
+        files[0].1.write_all(b"x").unwrap();
+        assert!(!wait(&mut waits, &files, SOON_ENOUGH).more_than_modified(), "watch does not report it yet");
+        slot.settle(Events::Returned);
+        assert!(wait(&mut waits, &files, SOON_ENOUGH).look);
+        assert!(waits.own.is_none() && slot.events() == Events::Shared);
     }
 }

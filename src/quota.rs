@@ -10,12 +10,13 @@
 //!
 //! A path without dead letters may always have one chunk in flight, however full the file is.
 
+use crate::lock::lock;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How often to check whether the file was moved away while a path waits for that.
@@ -92,21 +93,21 @@ impl Quota {
     /// `letters`: path and size of each letter now in the file.
     pub fn new(file: PathBuf, limit: u64, letters: impl Iterator<Item = (PathBuf, u64)>) -> Quota {
         let quota = Quota { file, limit, paths: Mutex::default(), sums: Arc::default() };
-        quota.renew(&mut quota.lock());
-        letters.for_each(|(path, bytes)| quota.add(&mut quota.lock(), &path, bytes));
+        quota.renew(&mut lock(&quota.paths));
+        letters.for_each(|(path, bytes)| quota.add(&mut lock(&quota.paths), &path, bytes));
         quota
     }
 
     /// A handle for a tail that follows `path`, per topic.
     pub fn share(&self, path: &Path, topic: &str) -> DeadLetterShare {
         let overhead = FRAME + REASON + topic.len() + escaped(path.as_os_str().as_encoded_bytes());
-        let letters = self.lock().letters(path).clone();
+        let letters = lock(&self.paths).letters(path).clone();
         DeadLetterShare { letters, reserved: Arc::default(), sums: self.sums.clone(), overhead }
     }
 
     /// Records letters written for this path.
     pub fn wrote(&self, path: &Path, bytes: u64) {
-        let mut paths = self.lock();
+        let mut paths = lock(&self.paths);
         self.renew(&mut paths);
         self.add(&mut paths, path, bytes);
     }
@@ -129,7 +130,7 @@ impl Quota {
         if letters == 0 {
             return Room::Later;
         }
-        let mut paths = self.lock();
+        let mut paths = lock(&self.paths);
         if paths.looked.is_none_or(|at| now.saturating_duration_since(at) > LOOK) {
             paths.looked = Some(now);
             self.renew(&mut paths);
@@ -141,10 +142,6 @@ impl Quota {
     /// Whether `own` of `all` bytes exceed one path's share.
     fn is_full(&self, all: u64, own: u64) -> bool {
         own > 0 && own.saturating_mul(3) >= self.limit.saturating_sub(all)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Paths> {
-        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The file may be moved away or emptied at any time; all paths then start from zero.

@@ -14,6 +14,7 @@ pub mod text;
 
 pub use crate::streams::{Progress, Totals};
 
+use crate::lock::lock;
 use crate::traffic::Traffic;
 
 use crate::budget::Budget;
@@ -26,7 +27,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 /// The status of one followed path.
@@ -199,8 +200,4 @@ impl Board {
     pub fn topics(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {
         lock(&self.topics)
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -27,6 +27,7 @@ pub use progress::Progress;
 pub use saved::{NumberGap, Saved, SavedPositions, SavedStream, SavedTotals};
 pub use totals::Totals;
 
+use crate::lock::lock;
 use crate::record::{Ack, Closed, Ending, Identity, Point, StreamId};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
@@ -121,13 +122,13 @@ impl Registry {
 
     /// Exactly-once: no bytes of a stream are sent before its opening is saved, so every opening is saved
     /// immediately.
-    pub fn saving_openings(mut self) -> Registry {
-        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).opens_are_urgent = true;
+    pub fn saving_openings(self) -> Registry {
+        self.lock().opens_are_urgent = true;
         self
     }
 
     fn lock(&self) -> MutexGuard<'_, RegistryState> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// A tail starts to read `opened`. Must be called before its first chunk is handed over.

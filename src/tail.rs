@@ -52,6 +52,7 @@ pub use trouble::Unread;
 
 use crate::chunk::{Chunk, Origin};
 use crate::handover::{Outlet, Stopped};
+use crate::lock::lock;
 use crate::own_events::TailWait;
 use crate::pace;
 use crate::packed::{Packed, packing};
@@ -76,7 +77,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Where to start reading a file that already exists when its source is first seen.
@@ -333,7 +334,7 @@ struct Tail<'a> {
 
 /// See [`Known::folder`]. Decisions still open when the agent stops are made at the next start.
 fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>, Halt> {
-    let decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
+    let decides = lock(&folder);
     if stop.is_on() { Err(Halt::Stopped) } else { Ok(decides) }
 }
 

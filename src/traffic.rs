@@ -1,8 +1,9 @@
 //! Traffic by broker, counted at the sockets, and delivered payload by topic; both since the start of the process.
 
+use crate::lock::lock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Bytes that passed the sockets to one broker, including TLS records, handshakes, metadata and failed attempts, but
@@ -62,10 +63,6 @@ impl DataBudgetState {
 /// counted together.
 const MOST: usize = 256;
 const OTHERS: &str = "others";
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Traffic {
     /// The counters of the broker at this `host:port`.

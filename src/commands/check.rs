@@ -379,7 +379,7 @@ impl Report {
     fn traffic(&mut self, config: &Config) {
         let Output::Kafka(k) = &config.output else { return };
         let mut files: Vec<PathBuf> = config.sources.iter().flat_map(found::files).collect();
-        files.sort();
+        files.sort_unstable();
         files.dedup();
         let now = clock::now_ms() as f64 / 1e3;
         let Some((text, a_day)) = traffic::Estimate::of(&files, now).text(k) else { return };

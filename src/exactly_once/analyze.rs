@@ -113,39 +113,32 @@ fn one_group(
     covered: &impl Fn(&ChunkPiece) -> bool,
     out: &mut Loaded,
 ) {
+    // By stream, in stream order, as in the original batch group.
     let mut stored: BTreeMap<ChunkKey, (&ChunkPiece, Vec<u16>)> = BTreeMap::new();
-    let mut order: Vec<ChunkKey> = Vec::new();
     for i in intents {
         for p in i.pieces.iter().filter(|p| !covered(p)) {
-            let entry = stored.entry(key(p)).or_insert_with(|| {
-                order.push(key(p));
-                (p, Vec::new())
-            });
+            let (_, lines) = stored.entry(key(p)).or_insert((p, Vec::new()));
             if !is_open(i) {
-                entry.1.extend(p.picked());
+                lines.extend(p.picked());
             }
         }
     }
-    order.sort_unstable(); // by stream, in stream order, as in the original batch group
-    let mut chunks = Vec::new();
-    let mut place: HashMap<ChunkKey, usize> = HashMap::new();
-    for k in order {
-        let Some((piece, mut lines)) = stored.remove(&k) else { continue };
+    let mut chunks: Vec<WantedChunk> = Vec::new();
+    for (piece, mut lines) in stored.into_values() {
         lines.sort_unstable();
         lines.dedup();
         if lines.len() == piece.lines as usize {
             out.settled.push(piece.ack());
             continue;
         }
-        place.insert(k, chunks.len());
         chunks.push(WantedChunk { piece: ChunkPiece { picks: None, ..piece.clone() }, stored: lines });
     }
     let Some(first) = intents.first().filter(|_| !chunks.is_empty()) else { return };
     let open = intents.iter().filter(|i| is_open(i)).map(|i| {
         let mut picks: Vec<(usize, u16)> = Vec::new();
         for p in &i.pieces {
-            if let Some(at) = place.get(&key(p)) {
-                picks.extend(p.picked().map(|line| (*at, line)));
+            if let Ok(at) = chunks.binary_search_by_key(&key(p), |c| key(&c.piece)) {
+                picks.extend(p.picked().map(|line| (at, line)));
             }
         }
         picks.sort_unstable();

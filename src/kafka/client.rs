@@ -46,10 +46,7 @@ impl Client {
 
     fn send(&mut self, batch: Batch, now: Instant) {
         match self.shared.cluster.route(&batch.group.topic, batch.partition) {
-            Ok(node) => {
-                self.shared.cluster.used(&batch.group.topic);
-                self.broker(node).peer.waiting.push_back(batch);
-            }
+            Ok(node) => self.broker(node).peer.waiting.push_back(batch),
             Err((pace, why)) => {
                 self.shared.cluster.stale(&batch.group.topic, now);
                 let verdict = Verdict::Retry { maybe_stored: false, pace, why };

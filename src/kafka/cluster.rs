@@ -90,13 +90,6 @@ impl Cluster {
         }
     }
 
-    /// A batch of this topic is sent: its metadata is refreshed once it is old enough.
-    pub fn used(&mut self, topic: &Topic) {
-        if let Some(known) = self.topics.get_mut(topic) {
-            known.unused = false;
-        }
-    }
-
     /// A partition's leader refused a batch: refresh soon.
     pub fn refused(&mut self, topic: &Topic, partition: i32, now: Instant) {
         if let Some(leader) = self.topics.get_mut(topic).and_then(|k| k.leaders.get_mut(&partition)) {
@@ -202,11 +195,13 @@ impl Cluster {
         self.changes()
     }
 
-    /// The broker for a partition's batches, or why there is none.
-    pub fn route(&self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
-        let Some(known) = self.topics.get(topic) else {
+    /// The broker for a partition's batches, or why there is none. The topic is in use: its metadata is refreshed once it
+    /// is old enough.
+    pub fn route(&mut self, topic: &Topic, partition: i32) -> Result<i32, (Pace, String)> {
+        let Some(known) = self.topics.get_mut(topic) else {
             return Err((Pace::Backoff, "it was never requested".into()));
         };
+        known.unused = false;
         match known.leaders.get(&partition) {
             Some(l) if self.down.contains_key(&l.node) => {
                 let at = self.nodes.get(&l.node).map(Node::address).unwrap_or_default();
@@ -363,7 +358,7 @@ mod tests {
 
         /// Until the next request for a topic that is in use, in ms.
         fn waits(&mut self) -> u128 {
-            self.c.used(&self.t.clone());
+            let _ = self.c.route(&self.t, 0);
             self.c.next_due().unwrap().saturating_duration_since(self.now).as_millis()
         }
     }
@@ -375,7 +370,7 @@ mod tests {
         a.learn(&[1], 0, &[(0, 1, 5)]);
         let later = a.now + Duration::from_secs(3600);
         assert_eq!((a.c.next_due(), a.c.due(later)), (None, vec![]));
-        a.c.used(&a.t.clone());
+        assert_eq!(a.c.route(&a.t, 0), Ok(1));
         assert_eq!(a.c.due(later), [a.t.clone()]);
         a.learn(&[1], 0, &[(0, 1, 5)]);
         assert_eq!(a.c.due(later), []);

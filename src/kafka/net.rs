@@ -11,4 +11,6 @@ pub mod sasl;
 pub mod scram;
 pub mod secret;
 pub mod stream;
+#[cfg(test)]
+pub mod testing;
 pub mod tls;

@@ -1,12 +1,14 @@
-//! Scripted brokers for tests: real sockets, with answers written by `kafka-protocol`, so that our own readers are
-//! checked independently. They answer requests for versions, metadata and producer ids from a shared [`World`]; every
-//! other request goes to the test, which decides what happens.
+//! The fake Kafka of the unit tests: brokers on real sockets, with answers written by `kafka-protocol`, so that our own
+//! readers are checked independently. They answer requests for versions, metadata and producer ids from a shared
+//! [`World`]. Other requests go to the test, or [`World::acts`] decides about them.
 
-use super::{KafkaOptions, start};
-use crate::producer::batch::Batch;
-use crate::producer::driver::{Capabilities, Event, Order, TopicView, Verdict};
-use crate::producer::testing::{Ends, batch, chunk, origin};
-use crate::record::Topic;
+mod feeder;
+mod produce_v0;
+
+pub use feeder::{Feeder, one};
+pub use produce_v0::{Act, Record};
+
+use super::KafkaOptions;
 use bytes::{Buf, Bytes, BytesMut};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
@@ -21,36 +23,56 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
-/// The state the scripted brokers report.
+/// A request, with its lowest and highest version.
+pub type Versions = (i16, i16, i16);
+
+pub const KAFKA_3_9: [Versions; 5] = [(0, 0, 11), (1, 0, 17), (3, 0, 12), (22, 0, 5), (61, 0, 0)];
+pub const KAFKA_4_1: [Versions; 5] = [(0, 0, 13), (1, 4, 18), (3, 0, 13), (22, 0, 6), (61, 0, 0)];
+/// Before 0.11: no Metadata v4.
+pub const KAFKA_0_10: [Versions; 3] = [(0, 0, 2), (1, 0, 3), (3, 0, 2)];
+
+/// The state the scripted brokers report, and what they were asked.
 pub struct World {
+    host: IpAddr,
     /// Node and port.
     pub nodes: BTreeMap<i32, u16>,
     /// Not in the metadata, like a proxy in front of the cluster.
     pub hidden: Option<i32>,
-    /// In the metadata only.
-    pub ghosts: Vec<std::net::SocketAddr>,
-    /// Topic, partition → leader, epoch.
+    /// In the metadata only, with ids from [`FIRST_GHOST`].
+    pub ghosts: Vec<SocketAddr>,
+    /// Topic, partition → leader (-1: none), epoch.
     pub leaders: BTreeMap<(String, i32), (i32, i32)>,
-    pub produce: (i16, i16),
+    /// Error code of all topics in the metadata. `None`: 3 for one without partitions.
+    pub topic_code: Option<i16>,
+    /// `None`: closes the connection on ApiVersions.
+    pub versions: Option<Vec<Versions>>,
     /// ApiVersions is answered with 35 from this version on.
     pub versions_refused_from: i16,
     pub metadata_asked: usize,
     /// Error codes for InitProducerId before it succeeds.
     pub no_pid: VecDeque<i16>,
+    /// What to do with the nth Produce v0, from 0.
+    pub acts: Box<dyn FnMut(usize) -> Act + Send>,
+    /// The connection by which each Produce v0 came.
+    pub produced: Vec<usize>,
+    /// What [`Self::acts`] stored.
+    pub stored: Vec<Record>,
     /// Every answer is these bytes instead.
     pub noise: Option<Vec<u8>>,
     /// Nothing is answered at all.
     pub mute: bool,
 }
 
+pub const FIRST_GHOST: i32 = 1000;
+
 /// Some brokers of one world, and the requests they received.
 pub struct Peers {
-    pub world: Arc<Mutex<World>>,
+    world: Arc<Mutex<World>>,
     pub asked: Receiver<Asked>,
     asked_to: Sender<Asked>,
     available: BTreeMap<i32, Living>,
@@ -65,6 +87,8 @@ struct Living {
 /// A request waiting for the test's answer.
 pub struct Asked {
     pub node: i32,
+    /// Its number at this broker, from 1.
+    connection: usize,
     pub api: i16,
     pub version: i16,
     pub correlation: i32,
@@ -73,18 +97,27 @@ pub struct Asked {
 }
 
 impl Peers {
-    /// Starts brokers 1..=n; partitions 0..n of topic `t` are led by broker partition + 1.
+    /// Starts brokers 1..=n like Kafka 3.9; partitions 0..n of topic `t` are led by broker partition + 1.
     pub fn start(n: i32) -> Self {
+        Peers::on("127.0.0.1", n)
+    }
+
+    pub fn on(host: &str, n: i32) -> Self {
         let (asked_to, asked) = bounded(1000);
         let world = World {
+            host: host.parse().unwrap(),
             nodes: BTreeMap::new(),
             hidden: None,
             ghosts: Vec::new(),
             leaders: (0..n).map(|p| (("t".to_owned(), p), (p + 1, 0))).collect(),
-            produce: (0, 11),
+            topic_code: None,
+            versions: Some(KAFKA_3_9.to_vec()),
             versions_refused_from: i16::MAX,
             metadata_asked: 0,
             no_pid: VecDeque::new(),
+            acts: Box::new(|_| Act::Store),
+            produced: Vec::new(),
+            stored: Vec::new(),
             noise: None,
             mute: false,
         };
@@ -98,6 +131,33 @@ impl Peers {
         self.world.lock().unwrap()
     }
 
+    pub fn addr(&self, node: i32) -> SocketAddr {
+        let world = self.world();
+        (world.host, world.nodes[&node]).into()
+    }
+
+    /// The address of broker 1.
+    pub fn host(&self) -> String {
+        self.addr(1).to_string()
+    }
+
+    /// Topic `t` has exactly these partitions, all led by broker 1.
+    pub fn leads(&self, partitions: &[i32]) {
+        self.world().leaders = partitions.iter().map(|p| (("t".to_owned(), *p), (1, 0))).collect();
+    }
+
+    /// The acts for the first Produce requests; `Store` for all after.
+    pub fn acts(&self, acts: &[Act]) {
+        let acts = acts.to_vec();
+        self.world().acts = Box::new(move |n| acts.get(n).cloned().unwrap_or(Act::Store));
+    }
+
+    /// The stored values.
+    pub fn values(&self) -> Vec<Vec<u8>> {
+        let value = |(_, value): &Record| value.clone().unwrap_or_else(|| b"<null>".to_vec());
+        self.world().stored.iter().map(value).collect()
+    }
+
     /// Restarts a killed broker on another port.
     pub fn move_away(&mut self, node: i32) {
         self.world().nodes.remove(&node);
@@ -106,21 +166,24 @@ impl Peers {
 
     /// Restarts a broker on its previous port.
     pub fn revive(&mut self, node: i32) {
-        let port = self.world().nodes.get(&node).copied().unwrap_or(0);
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let at = {
+            let world = self.world();
+            (world.host, world.nodes.get(&node).copied().unwrap_or(0))
+        };
+        let listener = TcpListener::bind(at).unwrap();
         self.world().nodes.insert(node, listener.local_addr().unwrap().port());
         let connections: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
         let end: Arc<Mutex<bool>> = Arc::default();
         let (world, asked, open, over) =
             (self.world.clone(), self.asked_to.clone(), connections.clone(), end.clone());
         let acceptor = thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
+            for (connection, stream) in (1..).zip(listener.incoming().map_while(Result::ok)) {
                 if *over.lock().unwrap() {
                     return;
                 }
                 open.lock().unwrap().push(stream.try_clone().unwrap());
                 let (world, asked) = (world.clone(), asked.clone());
-                thread::spawn(move || drop(converse(node, stream, &world, &asked)));
+                thread::spawn(move || drop(converse(node, connection, stream, &world, &asked)));
             }
         });
         self.available.insert(node, Living { connections, end, acceptor });
@@ -130,15 +193,15 @@ impl Peers {
     pub fn kill(&mut self, node: i32) {
         let Living { connections, end, acceptor } = self.available.remove(&node).unwrap();
         *end.lock().unwrap() = true;
-        let port = self.world().nodes[&node];
-        drop(TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_secs(1)));
+        drop(TcpStream::connect_timeout(&self.addr(node), Duration::from_secs(1)));
         acceptor.join().unwrap();
         connections.lock().unwrap().iter().for_each(|c| drop(c.shutdown(Shutdown::Both)));
     }
 
     pub fn options(&self) -> KafkaOptions {
+        let nodes: Vec<i32> = self.world().nodes.keys().copied().collect();
         KafkaOptions {
-            brokers: self.world().nodes.values().map(|p| format!("127.0.0.1:{p}")).collect(),
+            brokers: nodes.iter().map(|node| self.addr(*node).to_string()).collect(),
             request_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
             ..KafkaOptions::default()
@@ -146,7 +209,7 @@ impl Peers {
     }
 
     pub fn feed(&self) -> Feeder {
-        Feeder::start(self.options(), "t")
+        Feeder::start(self.options())
     }
 
     pub fn next(&self) -> Asked {
@@ -167,6 +230,7 @@ impl Drop for Peers {
 
 fn converse(
     node: i32,
+    connection: usize,
     mut stream: TcpStream,
     world: &Mutex<World>,
     asked: &Sender<Asked>,
@@ -181,60 +245,65 @@ fn converse(
         let version = i16::from_be_bytes([body[2], body[3]]);
         let headed = ApiKey::try_from(api).unwrap().request_header_version(version);
         let header = RequestHeader::decode(&mut body, headed).unwrap();
-        let request = Asked {
-            node,
-            api,
-            version,
-            correlation: header.correlation_id,
-            body,
-            stream: stream.try_clone()?,
-        };
-        let mut world = world.lock().unwrap();
-        if world.mute {
+        let correlation = header.correlation_id;
+        let request =
+            Asked { node, connection, api, version, correlation, body, stream: stream.try_clone()? };
+        let mut now = world.lock().unwrap();
+        if now.mute {
             continue;
         }
-        if let Some(noise) = &world.noise {
+        if let Some(noise) = &now.noise {
             stream.write_all(noise)?;
             continue;
         }
-        match api {
-            18 => world.versions(&request),
-            3 => world.metadata(request),
-            22 => world.producer_id(&request),
+        match (api, version) {
+            (18, _) => now.versions(&request),
+            (3, _) => now.metadata(request),
+            (22, _) => now.producer_id(&request),
+            (0, 0) => {
+                let act = now.act(&request);
+                drop(now);
+                produce_v0::perform(&act, &request, world);
+            }
             _ => drop(asked.send(request)),
         }
     }
 }
 
 impl World {
+    /// Announces this highest version of Produce.
+    pub fn produce_up_to(&mut self, version: i16) {
+        self.versions.iter_mut().flatten().filter(|(api, ..)| *api == 0).for_each(|v| v.2 = version);
+    }
+
     fn versions(&self, a: &Asked) {
+        let Some(versions) = &self.versions else { return a.close() };
         let old = a.version >= self.versions_refused_from;
-        let version = if old { 0 } else { a.version };
-        let api = |key, (min, max)| {
-            ApiVersion::default().with_api_key(key).with_min_version(min).with_max_version(max)
+        let api = |(key, min, max): &Versions| {
+            ApiVersion::default().with_api_key(*key).with_min_version(*min).with_max_version(*max)
         };
-        let mut apis = vec![api(0, self.produce), api(3, (0, 12)), api(22, (0, 4)), api(61, (0, 0))];
-        if old {
-            apis = vec![];
-        }
-        let answer =
-            ApiVersionsResponse::default().with_error_code(if old { 35 } else { 0 }).with_api_keys(apis);
-        a.answer_as(&answer, version);
+        let (version, code, versions) = if old { (0, 35, &[][..]) } else { (a.version, 0, &versions[..]) };
+        let apis = versions.iter().map(api).collect();
+        a.answer_as(&ApiVersionsResponse::default().with_error_code(code).with_api_keys(apis), version);
+    }
+
+    fn act(&mut self, a: &Asked) -> Act {
+        self.produced.push(a.connection);
+        (self.acts)(self.produced.len() - 1)
     }
 
     fn metadata(&mut self, mut a: Asked) {
         self.metadata_asked += 1;
         let asked = MetadataRequest::decode(&mut a.body, a.version).unwrap();
-        let broker = |id: i32, host: String, port: u16| {
+        let broker = |(id, addr): (i32, SocketAddr)| {
             MetadataResponseBroker::default()
                 .with_node_id(BrokerId(id))
-                .with_host(StrBytes::from_string(host))
-                .with_port(i32::from(port))
+                .with_host(StrBytes::from_string(addr.ip().to_string()))
+                .with_port(i32::from(addr.port()))
         };
         let shown = self.nodes.iter().filter(|(id, _)| self.hidden != Some(**id));
-        let shown = shown.map(|(id, port)| broker(*id, "127.0.0.1".into(), *port));
-        let ghosts = self.ghosts.iter().zip(1000..).map(|(a, id)| broker(id, a.ip().to_string(), a.port()));
-        let brokers = shown.chain(ghosts).collect();
+        let shown = shown.map(|(id, port)| (*id, (self.host, *port).into()));
+        let brokers = shown.chain((FIRST_GHOST..).zip(self.ghosts.iter().copied())).map(broker).collect();
         let topic = |name: TopicName| {
             let of = |((t, p), (node, epoch)): (&(String, i32), &(i32, i32))| {
                 (t.as_str() == name.as_str()).then(|| {
@@ -245,9 +314,10 @@ impl World {
                         .with_replica_nodes(vec![BrokerId(1), BrokerId(2)])
                 })
             };
-            let partitions: Vec<_> = self.leaders.iter().filter_map(of).collect();
+            // In no useful order, as from Kafka.
+            let partitions: Vec<_> = self.leaders.iter().rev().filter_map(of).collect();
             MetadataResponseTopic::default()
-                .with_error_code(if partitions.is_empty() { 3 } else { 0 })
+                .with_error_code(self.topic_code.unwrap_or(if partitions.is_empty() { 3 } else { 0 }))
                 .with_name(Some(name))
                 .with_partitions(partitions)
         };
@@ -328,90 +398,5 @@ impl Asked {
                 (p.index, records.get_i32())
             })
             .collect()
-    }
-}
-
-/// A batch of one line for a partition of topic `t`, with this base sequence.
-pub fn one(partition: i32, base: i32) -> Batch {
-    let o = origin(1, "t", "/log", Default::default());
-    let mut b = batch(1, vec![chunk(&o, 0, &[b"line"])]);
-    b.partition = partition;
-    b.numbers = Some(crate::producer::batch::Numbers { pid: 4711, epoch: 0, base });
-    b
-}
-
-/// Stands in for the core: assigns sequence numbers, retries in order and keeps a few batches of each partition in
-/// flight.
-pub struct Feeder {
-    pub ends: Ends,
-    pub topic: Topic,
-    pub capabilities: Option<Capabilities>,
-    pub view: Option<TopicView>,
-    pub pid: Option<(i64, i16)>,
-}
-
-impl Feeder {
-    pub fn start(options: KafkaOptions, topic: &str) -> Self {
-        let ends = start(options, Arc::default()).unwrap();
-        let mut f = Feeder { ends, topic: topic.into(), capabilities: None, view: None, pid: None };
-        f.ends.orders.send(Order::Topic(f.topic.clone())).unwrap();
-        f.ends.orders.send(Order::ProducerId).unwrap();
-        while f.view.as_ref().is_none_or(|v| v.available.is_empty()) || f.pid.is_none() {
-            f.take();
-        }
-        f
-    }
-
-    /// The next completed batch; records all other events.
-    pub fn take(&mut self) -> Option<(Batch, Verdict)> {
-        match self
-            .ends
-            .events
-            .recv_timeout(Duration::from_secs(60))
-            .expect("the driver sent no event for a minute")
-        {
-            Event::Ready(a) => self.capabilities = Some(a),
-            Event::Topic(v) => self.view = Some(v),
-            Event::ProducerId { pid, epoch } => self.pid = Some((pid, epoch)),
-            Event::Done { batch, verdict } => return Some((batch, verdict)),
-            Event::Described { .. } | Event::OtherCluster => {}
-            Event::Dead { why } => panic!("{why}"),
-        }
-        None
-    }
-
-    pub fn send(&self, batch: Batch) {
-        self.ends.orders.send(Order::Send(vec![batch])).unwrap();
-    }
-}
-
-impl Feeder {
-    /// Subscribes to topic `t`, without a producer id.
-    pub fn with(ends: Ends) -> Self {
-        ends.orders.send(Order::Topic("t".into())).unwrap();
-        Feeder { ends, topic: "t".into(), capabilities: None, view: None, pid: None }
-    }
-
-    /// The next returned batch: its partition, base sequence and verdict.
-    pub fn done(&mut self) -> (i32, i32, Verdict) {
-        loop {
-            if let Some((batch, verdict)) = self.take() {
-                return (batch.partition, batch.numbers.map_or(-1, |n| n.base), verdict);
-            }
-        }
-    }
-
-    /// Waits until exactly these partitions are available. Fails if batches are returned meanwhile.
-    pub fn available(&mut self, want: &[i32]) {
-        while self.view.as_ref().is_none_or(|v| v.available != want) {
-            let done = self.take();
-            assert!(done.is_none(), "{done:?}");
-        }
-    }
-
-    pub fn nothing_within(&mut self, ms: u64) {
-        while let Ok(event) = self.ends.events.recv_timeout(Duration::from_millis(ms)) {
-            assert!(!matches!(event, Event::Done { .. }), "{event:?}");
-        }
     }
 }

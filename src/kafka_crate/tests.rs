@@ -4,13 +4,14 @@
 mod answers;
 mod connections;
 
-use super::peer::{Act, Peer};
 use super::*;
-use crate::producer::testing::{batch, chunk, origin, plain};
+use crate::kafka::net::testing::REFUSED;
+use crate::kafka::scripted::{Act, Peers};
+use crate::producer::testing::{Ends, batch, chunk, origin, plain, wait_for};
 use crate::record::Shape;
 use crate::waker::Waker;
-use crossbeam_channel::{Sender, bounded};
-use std::thread::{self, JoinHandle};
+use crossbeam_channel::bounded;
+use std::thread;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,40 +37,30 @@ fn options(brokers: &[String]) -> CrateOptions {
 
 /// A running driver.
 struct Rig {
-    orders: Option<Sender<Order>>,
-    events: Receiver<Event>,
-    worker: Option<JoinHandle<Leave>>,
+    ends: Ends,
     board: Arc<Board>,
 }
 
 impl Rig {
-    fn new(peer: &Peer) -> Rig {
+    fn new(peer: &Peers) -> Rig {
         Rig::with(options(&[peer.host()]))
     }
 
     fn with(options: CrateOptions) -> Rig {
-        let (to_worker, orders) = bounded(1000);
-        let (to, from_worker) = bounded(1000);
-        let events = Outbox::new(to, Waker::new().unwrap());
+        let (orders, inbox) = bounded(1000);
+        let (to, events) = bounded(1000);
+        let outbox = Outbox::new(to, Waker::new().unwrap());
         let board = Arc::new(Board::default());
         let of_worker = board.clone();
-        let worker = thread::spawn(move || run(&options, &orders, &events, &of_worker));
-        let rig = Rig { orders: Some(to_worker), events: from_worker, worker: Some(worker), board };
-        assert!(matches!(rig.next(), Event::Ready(a) if a == CAPABILITIES));
+        let worker = thread::spawn(move || run(&options, &inbox, &outbox, &of_worker));
+        let rig = Rig { ends: Ends { orders, events, worker }, board };
+        assert!(matches!(rig.ends.next(), Event::Ready(a) if a == CAPABILITIES));
         rig
-    }
-
-    fn next(&self) -> Event {
-        self.events.recv_timeout(PATIENCE).expect("the driver is silent")
-    }
-
-    fn order(&self, order: Order) {
-        self.orders.as_ref().unwrap().send(order).unwrap();
     }
 
     fn verdict(&self) -> Verdict {
         loop {
-            if let Event::Done { verdict, .. } = self.next() {
+            if let Event::Done { verdict, .. } = self.ends.next() {
                 return verdict;
             }
         }
@@ -77,14 +68,14 @@ impl Rig {
 
     fn view(&self) -> TopicView {
         loop {
-            if let Event::Topic(view) = self.next() {
+            if let Event::Topic(view) = self.ends.next() {
                 return view;
             }
         }
     }
 
     fn send_batch(&self, batch: Batch) -> Verdict {
-        self.order(Order::Send(vec![batch]));
+        self.ends.order(Order::Send(vec![batch]));
         self.verdict()
     }
 
@@ -105,9 +96,8 @@ impl Rig {
         unreachable!()
     }
 
-    fn leave(mut self) -> Leave {
-        self.orders = None;
-        self.worker.take().unwrap().join().expect("the worker panicked")
+    fn leave(self) -> Leave {
+        self.ends.leave()
     }
 }
 
@@ -124,15 +114,15 @@ fn again(v: Verdict) -> (bool, Pace, String) {
 
 #[test]
 fn lines_arrive_with_keys_in_order_and_with_their_offset() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let rig = Rig::new(&peer);
-    rig.order(Order::Topic("t".into()));
+    rig.ends.order(Order::Topic("t".into()));
     assert_eq!((rig.view().available, rig.send("a").offset()), (vec![0], Some(100)));
     let keyed = origin(1, "t", "/p", Shape { key: crate::record::Key::Path, ..Shape::default() });
     assert_eq!(rig.send_batch(batch(2, vec![chunk(&keyed, 0, &[b"b", b"c"])])).offset(), Some(101));
     let b = |s: &str| Some(s.as_bytes().to_vec());
     let want = [(None, b("a")), (b("/p"), b("b")), (b("/p"), b("c"))];
-    assert_eq!(peer.script.lock().unwrap().stored, want);
+    assert_eq!(peer.world().stored, want);
     assert!(matches!(rig.leave(), Leave::Closed));
 }
 
@@ -148,49 +138,45 @@ impl Verdict {
 /// D17: the crate formats an IPv6 leader as `::1:9092`. Fails when addresses are parsed more strictly.
 #[test]
 fn d17_ipv6_literals() {
-    if TcpListenerV6::missing() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
         return;
     }
-    let peer = Peer::on("::1");
-    let rig = Rig::with(options(&[format!("[::1]:{}", peer.addr.port())]));
+    let peer = Peers::on("::1", 1);
+    let rig = Rig::new(&peer);
     rig.send("a").offset();
     assert_eq!(peer.values(), [b"a"]);
 }
 
-struct TcpListenerV6;
-
-impl TcpListenerV6 {
-    fn missing() -> bool {
-        std::net::TcpListener::bind("[::1]:0").is_err()
-    }
+/// A batch of several frames.
+fn many_short_lines() -> (Vec<Vec<u8>>, Batch) {
+    let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
+    let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+    let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
+    let batch = batch(1, chunks);
+    (lines, batch)
 }
 
 /// A frame of very short lines would be many times the size of its batch. Fails when the batch goes as one frame, or
 /// out of order.
 #[test]
 fn many_short_lines_go_in_several_frames() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let mut o = options(&[peer.host()]);
     o.limits.call = watchdog::WatchLimits { still: PATIENCE, whole: PATIENCE }; // a busy machine may take its time
     let rig = Rig::with(o);
-    let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
-    let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
-    let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
-    assert_eq!(rig.send_batch(batch(1, chunks)).offset(), Some(100));
+    let (lines, batch) = many_short_lines();
+    assert_eq!(rig.send_batch(batch).offset(), Some(100));
     assert_eq!(peer.values(), lines);
-    assert!(peer.script.lock().unwrap().produced.len() > 2);
+    assert!(peer.world().produced.len() > 2);
 }
 
 /// The second frame of a batch is refused. Fails when the batch counts as not stored although its first frame is.
 #[test]
 fn a_batch_that_is_stored_in_part() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Store, Act::Code(19)]);
     let rig = Rig::new(&peer);
-    let lines: Vec<Vec<u8>> = (0..100_000).map(|i| i.to_string().into_bytes()).collect();
-    let slices: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
-    let chunks = slices.chunks(10_000).map(|c| chunk(&plain(1), 0, c)).collect();
-    let (maybe_stored, _, why) = again(rig.send_batch(batch(1, chunks)));
+    let (maybe_stored, _, why) = again(rig.send_batch(many_short_lines().1));
     assert!(maybe_stored && why.contains("NOT_ENOUGH_REPLICAS"), "{why}");
     assert!(!peer.values().is_empty());
 }
@@ -207,14 +193,14 @@ fn known_codes() {
         (29, false, Pace::Blocked),
         (31, false, Pace::Blocked),
     ] {
-        let peer = Peer::start();
+        let peer = Peers::start(1);
         peer.acts(&[Act::Code(code)]);
         let rig = Rig::new(&peer);
         let v = again(rig.send("a"));
         assert_eq!((v.0, v.1), (maybe_stored, pace), "{code}: {}", v.2);
         rig.send("a").offset();
     }
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Code(10)]);
     let v = Rig::new(&peer).send("a");
     assert!(matches!(v, Verdict::Refused { what: crate::producer::driver::Refusal::TooLarge, .. }), "{v:?}");
@@ -224,7 +210,7 @@ fn known_codes() {
 /// without that: the crate's own timeout is 120 s.
 #[test]
 fn a_mute_broker_costs_one_limit() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Mute]);
     let rig = Rig::new(&peer);
     let began = Instant::now();
@@ -236,18 +222,18 @@ fn a_mute_broker_costs_one_limit() {
 /// Fails when a partition without a leader blocks its neighbour, or is not checked again.
 #[test]
 fn a_partition_without_a_leader_delays_no_other() {
-    let peer = Peer::start();
-    let port = peer.addr.port();
-    peer.set(|s| s.partitions = vec![(0, 0), (1, port)]);
+    let peer = Peers::start(1);
+    peer.leads(&[0, 1]);
+    peer.world().leaders.insert(("t".into(), 0), (-1, 0));
     let rig = Rig::new(&peer);
-    rig.order(Order::Topic("t".into()));
+    rig.ends.order(Order::Topic("t".into()));
     assert_eq!(rig.view().available, [1]);
     for _ in 0..5 {
-        rig.order(Order::Send(vec![one("a"), Batch { partition: 1, ..one("b") }]));
+        rig.ends.order(Order::Send(vec![one("a"), Batch { partition: 1, ..one("b") }]));
         assert!(again(rig.verdict()).2.contains("no leader"));
         rig.verdict().offset();
     }
-    peer.set(|s| s.partitions = vec![(0, port), (1, port)]);
+    peer.leads(&[0, 1]);
     assert_eq!(rig.view().available, [0, 1]);
     rig.send("a").offset();
 }
@@ -256,17 +242,11 @@ fn a_partition_without_a_leader_delays_no_other() {
 /// too long.
 #[test]
 fn a_broker_that_is_away_is_recorded_and_found_again() {
-    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // free again at once
-    let rig = Rig::with(options(&[addr.to_string()]));
-    rig.order(Order::Topic("t".into()));
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(b) = rig.board.brokers().get(&addr.to_string()).filter(|b| b.attempts >= 3) {
-            assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
-            break;
-        }
-        assert!(Instant::now() < until);
-        thread::park_timeout(Duration::from_millis(20));
-    }
+    let rig = Rig::with(options(&[REFUSED.to_string()]));
+    rig.ends.order(Order::Topic("t".into()));
+    let b = wait_for("three attempts", || {
+        rig.board.brokers().get(&REFUSED.to_string()).filter(|b| b.attempts >= 3).cloned()
+    });
+    assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
     assert!(again(rig.send("a")).2.contains("connection refused"));
 }

@@ -12,7 +12,7 @@ pub fn verdict(FrameFailed { trouble, partly_stored }: &FrameFailed, batch: &Bat
     let mut verdict = match trouble {
         CallError::NotSent(_) => retry(trouble, false),
         CallError::Lost(_) | CallError::Closed | CallError::Panic(_) => retry(trouble, true),
-        CallError::Code(code) => match errors::verdict(*code, "", -1, &[], batch.attempts, batch.count) {
+        CallError::Code(code) => match errors::verdict(*code, "", -1, &[], batch.attempts) {
             // There are no sequence numbers, so these codes are as odd as unknown ones. But all of them are checked before
             // the batch is stored.
             Verdict::SequenceError { .. } => retry(trouble, false),

@@ -13,11 +13,12 @@ use super::{Change as Changed, Dead, ProducerOptions, Receipt};
 use crate::backoff::Rng;
 use crate::chunk::Chunk;
 use crate::heartbeat::Heartbeat;
+use crate::lock::lock;
 use crate::record::{Ack, BatchGroupNo, Topic};
 use crate::report::{Board, BrokerState};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub struct Core<'b> {
@@ -124,7 +125,7 @@ impl<'b> Core<'b> {
     fn show_id(&self) {
         if self.once {
             let id = if let Id::Have(pid, epoch) = self.id { Some((pid, epoch)) } else { None };
-            *self.board.once.producer.lock().unwrap_or_else(PoisonError::into_inner) = id;
+            *lock(&self.board.once.producer) = id;
         }
     }
 

@@ -138,6 +138,12 @@ impl Current {
         true
     }
 
+    /// Ends the driver without a replacement.
+    #[cfg(test)]
+    pub fn close(&mut self) {
+        self.driver.close();
+    }
+
     pub fn driver(&self) -> &dyn Driver {
         self.driver.as_ref()
     }
@@ -224,7 +230,7 @@ pub struct TopicView {
     pub id: [u8; 16],
     /// All partitions, in order. Usually `0..n`, but ids may have gaps.
     pub partitions: Vec<i32>,
-    /// Partitions whose leader can be reached, as far as known.
+    /// Partitions whose leader can be reached, as far as known, in order.
     pub available: Vec<i32>,
 }
 
@@ -261,7 +267,7 @@ pub enum Pace {
 pub enum Refusal {
     /// Too large for broker or topic: split it. A single record becomes a dead letter.
     TooLarge,
-    /// These records (by index in the batch) are bad, the others are not.
+    /// These records (by index in the batch, in any order) are bad, the others are not.
     Records(Vec<u32>),
     /// An unknown record is bad: split to find it.
     Something,

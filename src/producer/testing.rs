@@ -15,8 +15,8 @@ use rustix::event::{PollFd, Timespec, poll};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
-use std::time::Instant;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 pub const STAMP: i64 = 1_700_000_000_123;
 
@@ -76,63 +76,79 @@ pub fn batch(group_no: u64, chunks: Vec<Chunk>) -> Batch {
 pub struct Ends {
     pub orders: Sender<Order>,
     pub events: Receiver<Event>,
+    pub worker: JoinHandle<Leave>,
 }
 
-/// Runs the driver until the orders channel closes.
+impl Ends {
+    pub fn order(&self, order: Order) {
+        self.orders.send(order).unwrap();
+    }
+
+    #[track_caller]
+    pub fn next(&self) -> Event {
+        self.events.recv_timeout(Duration::from_secs(60)).expect("the driver sent no event for a minute")
+    }
+
+    /// Waits until the driver leaves unasked.
+    #[track_caller]
+    pub fn ended(self) -> Leave {
+        wait_until("the driver leaves", || self.worker.is_finished());
+        self.leave()
+    }
+
+    /// Closes the channel of orders.
+    pub fn leave(self) -> Leave {
+        drop(self.orders);
+        self.worker.join().expect("the driver panicked")
+    }
+}
+
+/// Runs the driver until it ends, or the channel of orders closes.
 pub fn drive(drive: Drive, board: Arc<Board>) -> Ends {
     let (orders, inbox) = bounded(1000);
     let (to, events) = bounded(10_000);
-    thread::spawn(move || {
+    let worker = thread::spawn(move || {
         let context = Context { board, waker: Waker::new().unwrap() };
         let mut current = Current::new(context.clone(), &drive);
         let (mut ready, mut events) = (Vec::new(), Vec::new());
-        loop {
-            let alive = current.turn(&ready, Instant::now(), &mut events);
+        while current.turn(&ready, Instant::now(), &mut events) {
             loop {
                 match inbox.try_recv() {
                     Ok(order) => current.order(order, Instant::now()),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => {
+                        current.close();
+                        break;
+                    }
                 }
             }
-            let alive = alive && current.turn(&[], Instant::now(), &mut events);
-            if !events.drain(..).all(|event| to.send(event).is_ok()) || !alive {
-                return;
-            }
+            let _ = current.turn(&[], Instant::now(), &mut events);
+            events.drain(..).for_each(|event| drop(to.send(event)));
             let mut fds = vec![context.waker.poll_fd()];
             current.driver().sockets(&mut fds);
             poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
             ready = fds[1..].iter().map(PollFd::revents).collect();
         }
+        events.drain(..).for_each(|event| drop(to.send(event)));
+        current.driver().left().unwrap()
     });
-    Ends { orders, events }
+    Ends { orders, events, worker }
 }
 
-/// Runs the driver until it ends.
-pub fn leave_of(drive: &Drive, orders: &Receiver<Order>, to: &Sender<Event>) -> Leave {
-    let context = Context { board: Arc::default(), waker: Waker::new().unwrap() };
-    let mut driver = drive.build(&context);
-    let (mut ready, mut events) = (Vec::new(), Vec::new());
+/// Waits until there is something, for up to 20 s.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(20);
     loop {
-        driver.turn(&ready, Instant::now(), &mut events);
-        events.drain(..).for_each(|event| drop(to.send(event)));
-        if let Some(leave) = driver.left() {
-            return leave;
+        if let Some(found) = look() {
+            return found;
         }
-        loop {
-            match orders.try_recv() {
-                Ok(order) => driver.order(order, Instant::now()),
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => {
-                    driver.close();
-                    break;
-                }
-            }
-        }
-        driver.turn(&[], Instant::now(), &mut events);
-        let mut fds = Vec::new();
-        driver.sockets(&mut fds);
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
-        ready = fds.iter().map(PollFd::revents).collect();
+        assert!(Instant::now() < until, "not within 20 s: {what}");
+        thread::park_timeout(Duration::from_millis(5));
     }
+}
+
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(what, || condition().then_some(()));
 }

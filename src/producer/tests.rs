@@ -2,7 +2,7 @@
 
 use super::batch::Batch;
 use super::driver::{Capabilities, Leave, Pace, Refusal, TopicView, Verdict};
-use super::testing::{chunk, plain};
+use super::testing::{chunk, plain, wait_until};
 use super::*;
 use crate::chunk::{Chunk, Origin};
 use crate::handover::{self, Chunks};
@@ -204,11 +204,7 @@ fn a_driver_is_replaced_once_it_has_returned_all_batches() {
     assert!(b.orders.recv_timeout(soon).is_err(), "an order while a batch is in flight");
     assert!(!begun.load(Relaxed), "the next driver while a batch is in flight");
     b.stored(first.pop().unwrap(), 0);
-    let until = Instant::now() + LIMIT;
-    while !begun.load(Relaxed) {
-        assert!(Instant::now() < until);
-        std::thread::yield_now();
-    }
+    wait_until("the next driver", || begun.load(Relaxed));
     producer_id(1);
     assert!(b.orders.recv_timeout(soon).is_err(), "an order to a driver that is not ready");
     ready();

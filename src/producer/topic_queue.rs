@@ -171,9 +171,7 @@ impl TopicQueue {
     }
 
     /// Updates the topic's partitions.
-    pub fn see(&mut self, mut view: TopicView, now: Now) {
-        view.partitions.sort_unstable();
-        view.available.sort_unstable();
+    pub fn see(&mut self, view: TopicView, now: Now) {
         self.add_partitions(&view);
         // All zeros: the classic driver and brokers before 2.8 do not know the id.
         let known = |id: &[u8; 16]| *id != [0; 16];

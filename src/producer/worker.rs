@@ -5,7 +5,7 @@ use crate::heartbeat::Heartbeat;
 use crate::report::Board;
 use crate::sys;
 use crate::waker::{Waker, Waking};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::event::{PollFd, PollFlags};
 use std::sync::Arc;
 use std::thread;
@@ -133,16 +133,9 @@ impl Driver for Worker {
 
     fn turn(&mut self, _ready: &[PollFlags], _now: Instant, events: &mut Vec<Event>) {
         // Read before the events: the thread sends its events before its end.
-        let ended = match self.ended.try_recv() {
-            Ok(leave) => Some(leave),
-            Err(TryRecvError::Disconnected) if self.left.is_none() => Some(Leave::Closed), // it panicked
-            Err(_) => None,
-        };
+        self.left = self.left.take().or_else(|| self.ended.try_recv().ok());
         let before = events.len();
         events.extend(self.events.try_iter());
-        if let Some(leave) = ended {
-            self.left = Some(leave);
-        }
         if self.left.is_some() {
             self.return_waiting(events);
         }

@@ -3,6 +3,7 @@
 
 use super::from_json::FromJson;
 use super::{Board, metrics, snapshot::Snapshot};
+use crate::lock::lock;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -14,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,7 @@ impl StatusServer {
     /// Writes the metrics to this file, now and periodically; `None` stops that. A file no longer used is removed, so
     /// that stale values are not mistaken for current ones.
     pub fn metrics(&self, textfile: Option<PathBuf>) {
-        *self.textfile.lock().unwrap_or_else(PoisonError::into_inner) = textfile;
+        *lock(&self.textfile) = textfile;
         if let Some(mut wake) = self.wake.as_ref() {
             let _ = wake.write(&[0]); // fails if the thread has ended, which it has logged
         }
@@ -111,7 +112,7 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
         match next(listener.filter(|_| deaf_until.is_none()), woken, wait) {
             Ok(ServerEvent::End) => return,
             Ok(ServerEvent::Metrics) => {
-                let asked = textfile.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let asked = lock(&textfile).clone();
                 if let Some(left) = to.filter(|left| asked.as_ref() != Some(left)) {
                     let _ = fs::remove_file(left); // it may never have been written
                 }

@@ -2,12 +2,12 @@
 
 use super::from_json::json_struct;
 use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
+use crate::lock::lock;
 use crate::record::{Identity, StreamId};
 use crate::traffic::DataBudgetState;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -413,7 +413,7 @@ impl PeerStatus {
 impl ExactlyOnce {
     fn of(board: &Board) -> Option<ExactlyOnce> {
         let once = &board.once;
-        let producer = *once.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        let producer = *lock(&once.producer);
         once.active.load(Relaxed).then(|| ExactlyOnce {
             producer_id: producer.map(|(pid, _)| pid),
             epoch: producer.map(|(_, epoch)| epoch),

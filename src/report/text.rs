@@ -2,6 +2,7 @@
 
 use super::snapshot::{DataBudgetStatus, File, PeerStatus, Snapshot};
 use crate::error::Escaped;
+use std::cmp::Reverse;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
@@ -44,9 +45,7 @@ impl Snapshot {
     pub fn log(&self) {
         log::info!("status: {}", self.line());
         let mut waiting: Vec<&File> = self.files.iter().filter(|f| f.lag_bytes > 0).collect();
-        waiting.sort_unstable_by(|a, b| {
-            b.oldest_unsent.unwrap_or(0.0).total_cmp(&a.oldest_unsent.unwrap_or(0.0))
-        });
+        waiting.sort_unstable_by_key(|f| Reverse((f.oldest_unsent.unwrap_or(0.0) * 1e3) as u64));
         for f in waiting.iter().take(Self::LOGGED) {
             let why =
                 f.stuck_because.as_ref().map(|why| format!(", stuck because {why}")).unwrap_or_default();

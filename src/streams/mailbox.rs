@@ -1,8 +1,9 @@
 //! A single-value mailbox from the saver to the intent log. A new value replaces the old one, so publishing never blocks.
 
 use super::SavedPositions;
+use crate::lock::lock;
 use crate::waker::Waker;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 #[derive(Clone, Debug)]
 pub struct Publisher {
@@ -23,13 +24,13 @@ pub fn pair(waker: &Waker) -> (Publisher, Mailbox) {
 
 impl Publisher {
     pub fn publish(&self, positions: SavedPositions) {
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(positions);
+        *lock(&self.latest) = Some(positions);
         self.waker.wake();
     }
 }
 
 impl Mailbox {
     pub fn take(&self) -> Option<SavedPositions> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.latest).take()
     }
 }

@@ -1,11 +1,12 @@
 //! The offsets of one open stream, and the age of its oldest unacknowledged byte.
 
 use super::sent_marks::SentMark;
+use crate::lock::lock;
 use crate::record::{Identity, Range, StreamId};
 use crate::wake_slot::WakeSlot;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Offsets of one open stream, in bytes. Invariant: `saved ≤ acked ≤ sent ≤ framed ≤ size` (unless truncated).
@@ -158,8 +159,4 @@ impl Progress {
     pub fn who(&self) -> Option<(StreamId, Identity)> {
         lock(&self.who).clone()
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,61 +1,34 @@
 //! The acknowledged bytes of one stream: a gapless prefix, and ranges beyond it. Pure.
 
-use crate::record::Point;
-use std::collections::BTreeMap;
+use crate::record::{Point, Range};
 
 /// A gapless prefix and the ranges acknowledged beyond it.
 ///
-/// Invariant: the ranges are disjoint, do not touch each other, and all start after `at`.
+/// Invariant: the ranges are in order, do not touch each other, and all start after `at`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AckedRanges {
     pub at: Point,
-    /// Keyed by start. The value is the full end point, because its mark is needed when the gap before the range
-    /// closes.
-    pub beyond: BTreeMap<u64, Point>,
+    /// Each with its end point (`end.offset == range.end`), whose mark is needed when the gap before the range closes.
+    pub beyond: Vec<(Range, Point)>,
 }
 
 impl AckedRanges {
     /// Adds an acknowledged range. Adding it again changes nothing.
-    pub fn ack(&mut self, start: u64, end: Point) {
+    pub fn ack(&mut self, mut start: u64, mut end: Point) {
         debug_assert!(start >= self.at.offset, "acknowledged {start} again, before {}", self.at.offset);
         debug_assert!(start <= end.offset);
-        if start > self.at.offset {
-            return self.beyond(start, end);
-        }
-        if end.offset >= self.at.offset {
-            self.at = end;
-        }
-        while let Some(first) = self.beyond.first_entry() {
-            if *first.key() > self.at.offset {
-                break;
-            }
-            let end = first.remove();
-            if end.offset >= self.at.offset {
-                self.at = end;
-            }
-        }
-    }
-
-    fn beyond(&mut self, mut start: u64, mut end: Point) {
-        if let Some((&before, &upto)) = self.beyond.range(..=start).next_back()
-            && upto.offset >= start
-        {
-            debug_assert!(
-                upto.offset == start,
-                "acknowledged {start} again, within {before}..{}",
-                upto.offset
-            );
-            start = before;
+        let first = self.beyond.partition_point(|(range, _)| range.end < start);
+        let touching = self.beyond[first..].partition_point(|(range, _)| range.start <= end.offset);
+        for (range, upto) in self.beyond.drain(first..first + touching) {
+            debug_assert!(range.end == start || range.start == end.offset, "acknowledged {range:?} again");
+            start = start.min(range.start);
             end = further(upto, end);
         }
-        while let Some((&next, &upto)) = self.beyond.range(start..).next()
-            && next <= end.offset
-        {
-            debug_assert!(next == end.offset || next == start, "acknowledged {next}..{} again", upto.offset);
-            self.beyond.remove(&next);
-            end = further(end, upto);
+        if start > self.at.offset {
+            self.beyond.insert(first, (start..end.offset, end));
+        } else {
+            self.at = further(self.at, end);
         }
-        self.beyond.insert(start, end);
     }
 }
 

@@ -42,11 +42,9 @@ impl Saved {
         if ack.range.start < s.at.offset || inside {
             return false;
         }
-        let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
-        let mut acked = AckedRanges { at: s.at, beyond };
+        let mut acked = AckedRanges { at: s.at, beyond: std::mem::take(&mut s.beyond) };
         acked.ack(ack.range.start, ack.end);
-        s.at = acked.at;
-        s.beyond = acked.beyond.iter().map(|(start, end)| (*start..end.offset, *end)).collect();
+        (s.at, s.beyond) = (acked.at, acked.beyond);
         s.size = s.size.max(ack.range.end);
         true
     }

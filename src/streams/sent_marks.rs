@@ -32,13 +32,14 @@
 //! is raised by what this run has counted so far: a start after an unclean end syncs a few times, not once per chunk,
 //! and a power loss overstates this run's count by at most a factor of two.
 
+use crate::lock::lock;
 use crate::record::StreamId;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once};
 
 const MAGIC: &str = "logagent air 2 ";
 const HEAD: u64 = 96;
@@ -234,17 +235,13 @@ impl SentMarks {
     /// See [`FoundMarks::counts`]. Call before any slot is taken.
     pub fn count_from(&self, counts: Counts) {
         // An earlier run's unused reserve is dropped.
-        *self.counts() = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.counts) = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
     }
 
     /// Updates the counts and writes them, raising the bound first if necessary. The lock is held throughout, so a
     /// lower number is never written last.
     fn count(&self, change: impl FnOnce(&mut Counts)) {
-        let mut counts = self.counts();
+        let mut counts = lock(&self.counts);
         let before = *counts;
         change(&mut counts);
         let sum = counts.sum();
@@ -268,16 +265,12 @@ impl SentMarks {
         self.recognized.store(false, Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Places> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Recreates the file for this boot with the known limits per stream and the limit of unsaved streams
     /// ([`u64::MAX`]: everything that exists when it is opened). Call before any slot is taken.
     pub fn begin(&self, boot: &str, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
         let mut slots = Places { unsaved, ..Places::default() };
         let mut bytes = head(boot);
-        let counts = *self.counts();
+        let counts = *lock(&self.counts);
         let words =
             [(BOUND, counts.bound), (RESENT, counts.resent), (AGAIN, counts.again), (UNSAVED, unsaved)];
         for (at, total) in words {
@@ -288,7 +281,7 @@ impl SentMarks {
             bytes.extend_from_slice(&record(stream, limit));
             slots.len += 1;
         }
-        *self.lock() = slots;
+        *lock(&self.slots) = slots;
         if let Some(file) = &self.file {
             // Rewritten in place, because a power loss at any step must not lose the counts. A file that is cut short
             // still says that a run of another boot did not end, so it is not trusted; the header that assigns it to
@@ -327,7 +320,7 @@ impl SentMarks {
     fn keep_synced(&self, file: &File) {
         let mut bytes = vec![0; file.metadata().map_or(0, |m| m.len() as usize)];
         if file.read_exact_at(&mut bytes, 0).is_ok() {
-            *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+            *lock(&self.synced) = bytes;
         }
     }
 
@@ -335,7 +328,7 @@ impl SentMarks {
     /// [`FoundMarks::unsaved`] for them.
     pub fn retain(&self, unsaved: u64, keep: impl Fn(StreamId) -> bool) {
         self.begins_unsaved(unsaved); // while the slots are still unchanged
-        let mut slots = self.lock();
+        let mut slots = lock(&self.slots);
         let dropped: Vec<MarkPlace> =
             slots.places.extract_if(|stream, _| !keep(*stream)).map(|(_, place)| place).collect();
         slots.free.extend(dropped.iter().map(|place| place.index));
@@ -352,7 +345,7 @@ impl SentMarks {
     }
 
     fn begins_unsaved(&self, limit: u64) {
-        if std::mem::replace(&mut self.lock().unsaved, limit) != limit {
+        if std::mem::replace(&mut lock(&self.slots).unsaved, limit) != limit {
             self.write(UNSAVED, &limit.to_le_bytes());
         }
     }
@@ -360,7 +353,7 @@ impl SentMarks {
     /// The slot of a stream opened at `at` while its file holds `size` bytes. Returns the same slot when called again
     /// in the same run.
     pub fn take(self: &Arc<Self>, stream: StreamId, at: u64, size: u64) -> SentMark {
-        let mut slots = self.lock();
+        let mut slots = lock(&self.slots);
         let old = slots.places.get(&stream).copied();
         let place = match old {
             Some(p) if p.doubtful.is_some() => p,
@@ -395,7 +388,7 @@ impl SentMarks {
 
     /// The stream is finished, and saved as such.
     pub fn release(&self, stream: StreamId) {
-        let mut slots = self.lock();
+        let mut slots = lock(&self.slots);
         if let Some(place) = slots.places.remove(&stream) {
             slots.free.push(place.index);
         }
@@ -413,7 +406,7 @@ impl SentMarks {
 
     /// Lines sent again that an earlier run may have sent, over all runs.
     pub fn again(&self) -> u64 {
-        self.counts().again
+        lock(&self.counts).again
     }
 
     /// A limit could not be written, so the file is no longer reliable.

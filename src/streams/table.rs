@@ -64,11 +64,10 @@ impl Table {
     pub fn new(saved: &[SavedStream], next_stream: u64) -> Table {
         let mut table = Table { next_stream, ..Table::default() };
         for s in saved {
-            let beyond = s.beyond.iter().map(|(range, end)| (range.start, *end)).collect();
             let stream = StreamEntry {
                 path: s.path.clone(),
                 identity: s.identity.clone(),
-                acked: AckedRanges { at: s.at, beyond },
+                acked: AckedRanges { at: s.at, beyond: s.beyond.clone() },
                 size: s.size,
                 seen: s.seen,
                 phase: if s.finished { Phase::Finished } else { Phase::Resting },
@@ -135,7 +134,7 @@ impl Table {
         let stream = StreamEntry {
             path: o.path.as_path().into(),
             identity: o.identity,
-            acked: AckedRanges { at: o.at, beyond: BTreeMap::new() },
+            acked: AckedRanges { at: o.at, beyond: Vec::new() },
             size: progress.size.load(Relaxed),
             seen: clock,
             phase: Phase::Open,
@@ -306,7 +305,7 @@ impl StreamEntry {
             path: self.path.clone(),
             identity: self.identity.clone(),
             at: self.acked.at,
-            beyond: self.acked.beyond.iter().map(|(s, e)| (*s..e.offset, *e)).collect(),
+            beyond: self.acked.beyond.clone(),
             size: self.size,
             finished: self.phase == Phase::Finished,
             seen: self.seen,

@@ -6,10 +6,11 @@
 //! before it reads on; a failed allocation would end the process. This way the crate reaches the end of the answer
 //! and rejects it.
 
+use crate::lock::lock;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::{copy_nonoverlapping, null_mut, with_exposed_provenance_mut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 pub struct Heap;
 
@@ -44,7 +45,7 @@ static FREE: Mutex<Free> = Mutex::new(Free { blocks: [(0, 0); KEPT_BLOCKS], coun
 
 /// No code allocates or panics while it is held.
 fn free() -> MutexGuard<'static, Free> {
-    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&FREE)
 }
 
 impl Free {

@@ -4,6 +4,7 @@
 //! A listing is current if the folder's last change was well before the listing and is still the last one. "Well before"
 //! means longer than the resolution of the file system's clock. Timestamps of network file systems prove nothing.
 
+use crate::lock::lock;
 use crate::network_fs::is_network_fs;
 use rustix::fs::{Mode, OFlags, RawDir, fstat, open};
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// How far back a change must lie, in ns: more than a tick of the kernel clock that stamps files.
 const REST: i64 = 100_000_000;
@@ -74,14 +75,14 @@ impl Names {
     pub fn of(folder: &Path) -> Result<Option<Arc<Names>>, Errno> {
         let Some(open) = opened(folder)? else { return Ok(None) };
         let stamp = Stamp::of(&open)?;
-        let last = LAST.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = lock(&LAST).clone();
         if let Some(last) = last.filter(|l| l.at_rest && l.stamp == stamp) {
             return Ok(Some(last));
         }
         let at_rest = stamp.is_old() && !is_network_fs(folder);
         let names = Arc::new(Names { all: read(open)?, stamp, at_rest });
         if names.at_rest && names.all.len() >= LARGE {
-            *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(names.clone());
+            *lock(&LAST) = Some(names.clone());
         }
         Ok(Some(names))
     }

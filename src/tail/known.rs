@@ -13,6 +13,7 @@ use super::siblings;
 use super::survey::has_bytes_of;
 use super::unpacked::UnpackedCache;
 use crate::fdstore::FdStore;
+use crate::lock::lock;
 use crate::packed::{Packed, packing};
 use crate::record::{Identity, Mark, Point, Range, StreamId};
 use crate::wake_slot::WakeSlot;
@@ -20,7 +21,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use table::KnownTable;
 
 /// What is known about a stream that may not be open in any tail.
@@ -151,14 +152,14 @@ impl Known {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// A tail holds this lock while it decides about the files in the folder of its path and acts on that, so decisions
     /// about one folder never overlap. A folder on a hung file system blocks no other folder.
     pub fn folder(&self, path: &Path) -> Arc<Mutex<()>> {
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut folders = lock(&self.folders);
         folders.entry(folder).or_default().clone()
     }
 

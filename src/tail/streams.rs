@@ -6,12 +6,13 @@ use super::open::{Bytes, Open};
 use super::survey::has_bytes_of;
 use super::{Halt, Tail, Until, catchup, identity, open, siblings};
 use crate::chunk::Origin;
+use crate::lock::lock;
 use crate::record::{Closed, Ending, Identity, Point, StreamId};
 use log::warn;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 impl Tail<'_> {
@@ -286,7 +287,7 @@ impl Tail<'_> {
     pub(super) fn park(&mut self) {
         // The next run does not know the first bytes of these streams, so it cannot recognize copies by them.
         let folder = self.folder.clone();
-        let _decides = folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let _decides = lock(&folder);
         let _ = self.see_truncations();
         let _ = self.count_truncated();
         self.outlive_restart();

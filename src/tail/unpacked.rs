@@ -4,13 +4,14 @@
 
 use super::gz::Gz;
 use super::identity::Look;
+use crate::lock::lock;
 use crate::packed::Packed;
 use crate::record::{Identity, Mark};
 use flate2::read::MultiGzDecoder;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 #[derive(Debug, Default)]
@@ -70,16 +71,12 @@ fn sum(mut content: impl Read) -> io::Result<u32> {
 }
 
 impl UnpackedCache {
-    fn lock(&self) -> MutexGuard<'_, HashMap<AsItWas, UnpackedFile>> {
-        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn remember(&self, look: &Look, content: UnpackedFile) {
-        insert(&mut self.lock(), as_it_was(look), content);
+        insert(&mut lock(&self.contents), as_it_was(look), content);
     }
 
     fn content(&self, file: &File, look: &Look) -> io::Result<UnpackedFile> {
-        if let Some(content) = self.lock().get(&as_it_was(look)) {
+        if let Some(content) = lock(&self.contents).get(&as_it_was(look)) {
             return Ok(content.clone());
         }
         let content = UnpackedFile { end: Gz::end(file)?, head: Vec::new(), marks: BTreeMap::new() };
@@ -121,7 +118,7 @@ impl UnpackedCache {
     /// The crc32c of the whole content.
     pub fn sum(&self, mut file: &File, look: &Look, packed: Packed) -> io::Result<u32> {
         let key = as_it_was(look);
-        let sums = || self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let sums = || lock(&self.sums);
         if let Some(sum) = sums().get(&key) {
             return Ok(*sum);
         }
@@ -143,7 +140,7 @@ impl UnpackedCache {
     }
 
     fn may_grow_at(&self, look: &Look, now: Instant, wall: SystemTime) -> bool {
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = lock(&self.changes);
         if changes.len() >= MOST && !changes.contains_key(&look.identity) {
             changes.clear();
         }

@@ -423,6 +423,12 @@ mod tests {
         written(&mut w);
         fs::write(&path, "x").unwrap();
         assert!(written(&mut w).contains(&path));
+        w.file(&path, &mut of_path, false);
+        fs::write(&path, "y").unwrap();
+        assert!(!written(&mut w).contains(&path), "its tail watches for that");
+        w.file(&path, &mut of_path, true);
+        fs::write(&path, "y").unwrap();
+        assert!(written(&mut w).contains(&path));
         w.forget(&path, of_path);
         written(&mut w);
         fs::write(&path, "y").unwrap();

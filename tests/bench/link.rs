@@ -2,7 +2,7 @@
 //! bytes*. TCP's own behavior on a link with a long round trip (slow start, lost packets) is not included. Addresses in
 //! the broker's answers are replaced by the link's own, so that everything goes through it.
 
-use crate::harness::{millis, pause, read_frame, rewrite, secs};
+use crate::harness::{accept_while, pause, rewrite, secs, wire::read_frame};
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -73,7 +73,6 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         // Accepted connections inherit it.
         rustix::net::sockopt::set_socket_recv_buffer_size(&listener, SOCKET_BUFFER).unwrap();
-        listener.set_nonblocking(true).unwrap();
         let own = listener.local_addr().unwrap();
         let target: SocketAddr = broker.parse().unwrap();
         let (up, down) =
@@ -83,14 +82,11 @@ impl Link {
         let link =
             Link { address: own.to_string(), up: up.clone(), ended: ended.clone(), open: open.clone() };
         thread::spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((client, _)) => {
-                        let _ = connect(client, target, own.port(), &up, &down, &open);
-                    }
-                    Err(_) => pause(millis(2)),
-                }
-            }
+            accept_while(
+                &listener,
+                || !ended.load(Ordering::Relaxed),
+                |client| drop(connect(client, target, own.port(), &up, &down, &open)),
+            );
         });
         link
     }
@@ -121,10 +117,9 @@ fn connect(
     down: &Arc<Direction>,
     open: &Mutex<Vec<TcpStream>>,
 ) -> io::Result<()> {
-    client.set_nonblocking(false)?;
     let server = TcpStream::connect_timeout(&target, secs(1))?;
+    server.set_nodelay(true)?;
     for stream in [&client, &server] {
-        stream.set_nodelay(true)?;
         open.lock().unwrap().push(stream.try_clone()?);
     }
     let (mut from, to, lane) = (client.try_clone()?, server.try_clone()?, up.clone());

@@ -3,10 +3,10 @@
 
 use crate::harness::{
     Topic, pause, secs,
-    wire::{Out, Reader},
+    wire::{Out, Reader, read_frame},
 };
 use std::{
-    io::{self, Read, Write},
+    io::{self, Write},
     net::TcpStream,
     time::{Duration, Instant},
 };
@@ -60,11 +60,7 @@ impl Offsets {
             }
         };
         stream.write_all(&self.request)?;
-        let mut size = [0; 4];
-        stream.read_exact(&mut size)?;
-        let mut body = vec![0; u32::from_be_bytes(size).min(1 << 20) as usize];
-        stream.read_exact(&mut body)?;
-        Ok(body)
+        read_frame(stream)
     }
 
     /// Checks every `step` until there are `n` records: the end for programs that follow forever. `None` when `limit`
@@ -92,7 +88,7 @@ impl Offsets {
 
 fn sum(body: &[u8]) -> Option<u64> {
     let mut r = Reader::new(body);
-    r.i32()?; // correlation id
+    let (_size, _correlation) = (r.i32()?, r.i32()?);
     let topics = r.list(|r| {
         r.string()?;
         r.list(|r| {

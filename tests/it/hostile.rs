@@ -3,8 +3,7 @@
 
 use crate::harness::*;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::thread;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Malformed replies by name, and whether each shows at once.
@@ -98,27 +97,18 @@ fn expose_to(driver: &str, at: Api) {
 
 /// A peer that speaks no Kafka: sends this to every client at this pace, then waits.
 fn unsolicited(says: Vec<u8>, pace: Option<Duration>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let says = says.clone();
-            thread::spawn(move || {
-                let (mut sink, mut heard) = (stream.try_clone().unwrap(), [0; 4096]);
-                if stream.read(&mut heard).is_err() {
-                    return;
-                }
-                for bytes in says.chunks(if pace.is_some() { 1 } else { 1 << 16 }) {
-                    if sink.write_all(bytes).is_err() {
-                        return;
-                    }
-                    pace.into_iter().for_each(pause);
-                }
-                while stream.read(&mut heard).is_ok_and(|n| n > 0) {}
-            });
+    listen(move |mut stream| {
+        if stream.read(&mut [0; 4096]).is_err() {
+            return;
         }
-    });
-    address
+        for bytes in says.chunks(if pace.is_some() { 1 } else { 1 << 16 }) {
+            if stream.write_all(bytes).is_err() {
+                return;
+            }
+            pace.into_iter().for_each(pause);
+        }
+        ignore(stream);
+    })
 }
 
 /// What a peer does with a connection before it has received anything.
@@ -133,24 +123,17 @@ enum First {
 }
 
 fn speaks_first(how: First) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || match how {
-                First::Says(bytes) => {
-                    let _ = stream.write_all(bytes);
-                    while stream.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {}
-                }
-                First::Floods(bytes) => while stream.write_all(&bytes.repeat(1000)).is_ok() {},
-                First::Closes => {}
-                First::Resets => {
-                    let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
-                }
-            });
+    listen(move |mut stream| match how {
+        First::Says(bytes) => {
+            let _ = stream.write_all(bytes);
+            ignore(stream);
         }
-    });
-    address
+        First::Floods(bytes) => while stream.write_all(&bytes.repeat(1000)).is_ok() {},
+        First::Closes => {}
+        First::Resets => {
+            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+        }
+    })
 }
 
 /// Fails when unsolicited bytes are buffered, answered, or taken for an answer, or when a loop never pauses.
@@ -228,25 +211,13 @@ fn tls_by_modern() {
     folder.write("f.log", "one\n");
     let mut all = Vec::new();
     for (n, (lie, says, pace, said)) in cases.into_iter().enumerate() {
-        let config = format!(
-            "[agent]\nstate_dir = {:?}\ndrain_timeout = \"1s\"\n[kafka]\nbrokers = [\"{}\"]\ntopic = \"t\"\n\
-             [kafka.tls]\n[[files]]\npaths = [{:?}]\n",
-            folder.path(format!("state-{n}")),
-            unsolicited(says, pace),
-            folder.path("f.log"),
-        );
-        let config = folder.write(&format!("{n}.toml"), config);
-        all.push((lie, said, folder.agent(["run", "-c"]).arg(config).start()));
+        let broker = unsolicited(says, pace).to_string();
+        all.push((lie, said, starts(&folder, n, &broker, "auto", "[kafka.tls]")));
     }
     pause(secs(6));
     for (lie, said, mut agent) in all {
         assert!(said.is_empty() || agent.log().contains(said), "{lie}: {}", agent.log());
-        let asked = Instant::now();
-        let done = agent.stop().expect_code(0);
-        assert!(asked.elapsed() < secs(4), "{lie}: {:?} to exit", asked.elapsed());
-        assert!(!done.stderr.contains("panic in"), "{lie}: {}", done.stderr);
-        assert!(done.vm_hwm < 24_000, "{lie}: {} KiB resident", done.vm_hwm);
-        assert!(done.cpu < millis(1000), "{lie}: {:?} of processor time", done.cpu);
+        survives_within(lie, &mut agent, millis(1000));
     }
 }
 

@@ -8,6 +8,7 @@ mod harness;
 
 mod basics;
 mod blind;
+mod busy;
 mod check;
 mod cli;
 mod config_page;

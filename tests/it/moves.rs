@@ -2,10 +2,8 @@
 //! with a topic recreated on another node.
 
 use crate::harness::*;
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 /// Delivery must resume within this time after a move.
 const RECOVERY: std::time::Duration = secs(60);
@@ -18,24 +16,14 @@ struct StableAddress {
 
 impl StableAddress {
     fn of(broker: &str) -> StableAddress {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let target = Arc::new(Mutex::new(broker.parse().unwrap()));
+        let target: Arc<Mutex<SocketAddr>> = Arc::new(Mutex::new(broker.parse().unwrap()));
         let to = target.clone();
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let Ok(server) = TcpStream::connect_timeout(&to.lock().unwrap(), SOON) else { continue };
-                for (mut from, mut to) in
-                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
-                {
-                    thread::spawn(move || {
-                        let _ = io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(std::net::Shutdown::Both);
-                    });
-                }
-            }
+        let address = listen(move |client| {
+            let to = *to.lock().unwrap();
+            let Ok(server) = TcpStream::connect_timeout(&to, SOON) else { return };
+            forward(&client, &server);
         });
-        StableAddress { address, target }
+        StableAddress { address: address.to_string(), target }
     }
 
     fn point_to(&self, broker: &str) {

@@ -298,16 +298,9 @@ fn refused_at_start() {
 
 /// A CONNECT proxy that resolves every host name to this machine. Returns its port, and a list of the requests to it.
 fn proxy_that_knows_all_names() -> (u16, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (port, asked) = (listener.local_addr().unwrap().port(), Arc::new(Mutex::new(Vec::new())));
+    let asked = Arc::new(Mutex::new(Vec::new()));
     let list = asked.clone();
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let list = list.clone();
-            thread::spawn(move || serve(client.unwrap(), &list));
-        }
-    });
-    (port, asked)
+    (listen(move |client| serve(client, &list)).port(), asked)
 }
 
 fn serve(mut client: TcpStream, list: &Mutex<Vec<String>>) {
@@ -321,11 +314,9 @@ fn serve(mut client: TcpStream, list: &Mutex<Vec<String>>) {
     let target = head.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap().to_owned();
     let port: u16 = target.rsplit_once(':').unwrap().1.parse().unwrap();
     list.lock().unwrap().push(target);
-    let mut broker = connect("127.0.0.1", port).unwrap();
+    let broker = connect("127.0.0.1", port).unwrap();
     client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
-    let (mut from, mut to) = (client.try_clone().unwrap(), broker.try_clone().unwrap());
-    thread::spawn(move || std::io::copy(&mut from, &mut to));
-    let _ = std::io::copy(&mut broker, &mut client);
+    forward(&client, &broker);
 }
 
 /// Fails when a broker's name is resolved here, where it does not exist, or a broker learned from metadata is reached

@@ -184,10 +184,21 @@ fn stages_do_not_import_each_other() {
 /// vocabulary and the tables that all stages share.
 const MAY_IMPORT: [(&str, &[&str]); 4] = [
     ("record", &[]),
-    ("streams", &["record", "waker", "wake_slot"]),
+    ("streams", &["lock", "record", "waker", "wake_slot"]),
     (
         "report",
-        &["budget", "error", "heartbeat", "private_file", "quota", "record", "streams", "traffic", "waker"],
+        &[
+            "budget",
+            "error",
+            "heartbeat",
+            "lock",
+            "private_file",
+            "quota",
+            "record",
+            "streams",
+            "traffic",
+            "waker",
+        ],
     ),
     ("exactly_once", &["backoff", "chunk", "private_file", "producer", "record", "report", "streams"]),
 ];

@@ -1,9 +1,10 @@
 //! Choosing a driver, with stub drivers that only report their names.
 
 use super::*;
-use crate::kafka_crate::peer::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peer, parrot};
+use crate::kafka::net::testing::{REFUSED, listen, parrot};
+use crate::kafka::scripted::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peers, Versions};
 use crate::producer::driver::{Capabilities, Verdict};
-use crate::producer::testing::{self, Ends, batch, chunk, plain};
+use crate::producer::testing::{self, Ends, batch, chunk, plain, wait_for};
 use crate::record::Topic;
 use crate::report::Board;
 
@@ -48,19 +49,19 @@ fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
 
 fn ready(ends: &Ends) -> &'static str {
     loop {
-        if let Event::Ready(a) = ends.events.recv_timeout(PATIENCE).expect("no driver is chosen") {
+        if let Event::Ready(a) = ends.next() {
             return a.name;
         }
     }
 }
 
 /// Versions of a server that speaks Kafka's protocol without producer ids.
-const WITHOUT_IDS: [(i16, i16, i16); 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
+const WITHOUT_IDS: [Versions; 3] = [(0, 0, 9), (1, 0, 11), (3, 0, 9)];
 
 /// Fails when the rule changes, or its reason is not in the status.
 #[test]
 fn chosen_by_the_versions_a_broker_accepts() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     for (ranges, name) in [
         (Some(KAFKA_3_9.to_vec()), "modern"),
         (Some(KAFKA_4_1.to_vec()), "only modern"),
@@ -69,7 +70,7 @@ fn chosen_by_the_versions_a_broker_accepts() {
         (Some(WITHOUT_IDS.to_vec()), "modern"),
         (Some(vec![(0, 3, 9), (1, 4, 11)]), "only modern"), // others that speak Kafka's protocol
     ] {
-        peer.set(|s| s.ranges = ranges.clone());
+        peer.world().versions = ranges;
         let (ends, board) = auto(&[peer.host()]);
         assert_eq!(ready(&ends), name);
         let name = name.trim_start_matches("only ");
@@ -80,7 +81,7 @@ fn chosen_by_the_versions_a_broker_accepts() {
 /// Fails when a host that is not Kafka ends the search, or is not recorded.
 #[test]
 fn the_first_that_answers_decides() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let web = parrot(b"HTTP/1.1 400 Bad Request\r\n\r\n").to_string();
     let (ends, board) = auto(&[web.clone(), peer.host()]);
     assert_eq!(ready(&ends), "modern");
@@ -92,20 +93,20 @@ fn the_first_that_answers_decides() {
 /// option. Fails when `left` is ignored.
 #[test]
 fn one_driver_replaces_the_other() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let (ends, _board) = auto(&[peer.host()]);
-    let leave = || ends.orders.send(Order::Topic(Topic::from("leave"))).unwrap();
+    let leave = || ends.order(Order::Topic(Topic::from("leave")));
     assert_eq!(ready(&ends), "modern");
     leave();
     assert_eq!(ready(&ends), "classic");
     leave();
     assert_eq!(ready(&ends), "modern");
-    peer.set(|s| s.ranges = Some(KAFKA_0_10.to_vec()));
+    peer.world().versions = Some(KAFKA_0_10.to_vec());
     leave();
     assert_eq!(ready(&ends), "classic");
     leave();
     assert_eq!(ready(&ends), "only classic");
-    peer.set(|s| s.ranges = Some(KAFKA_4_1.to_vec()));
+    peer.world().versions = Some(KAFKA_4_1.to_vec());
     leave();
     assert_eq!(ready(&ends), "only modern");
     leave();
@@ -116,14 +117,13 @@ fn one_driver_replaces_the_other() {
 /// the core's order, or when the previous driver's brokers stay in the status.
 #[test]
 fn the_producer_changes_the_driver() {
-    let peer = Peer::start();
-    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for host in [peer.host(), refused.to_string()] {
+    let peer = Peers::start(1);
+    for host in [peer.host(), REFUSED.to_string()] {
         let (ends, board) = auto(std::slice::from_ref(&host));
         if host == peer.host() {
             assert_eq!(ready(&ends), "modern");
         }
-        ends.orders.send(Order::Change(stub("another"))).unwrap();
+        ends.order(Order::Change(stub("another")));
         assert_eq!(ready(&ends), "another");
         assert!(board.brokers().is_empty());
     }
@@ -132,19 +132,11 @@ fn the_producer_changes_the_driver() {
 /// Fails when batches wait for a driver that may never start: the core could neither end nor count them.
 #[test]
 fn while_no_broker_answers_batches_are_returned() {
-    let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (ends, board) = auto(&[refused.to_string()]);
-    ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
-    let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { panic!() };
+    let (ends, board) = auto(&[REFUSED.to_string()]);
+    ends.order(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])]));
+    let Event::Done { verdict, .. } = ends.next() else { panic!() };
     assert!(matches!(&verdict, Verdict::Retry { pace: Pace::Backoff, .. }), "{verdict:?}");
-    let tick = crossbeam_channel::tick(Duration::from_millis(2));
-    let b = loop {
-        let found = board.brokers().get(&refused.to_string()).cloned();
-        if let Some(b) = found {
-            break b;
-        }
-        tick.recv().unwrap();
-    };
+    let b = wait_for("a broker in the status", || board.brokers().get(&REFUSED.to_string()).cloned());
     assert_eq!((b.state.as_str(), b.last_error.as_deref()), ("down", Some("connection refused")));
     let events = ends.events;
     drop(ends.orders);
@@ -157,15 +149,15 @@ fn while_no_broker_answers_batches_are_returned() {
 /// A running driver gets the orders in order. Fails when `choose` takes one from it.
 #[test]
 fn a_running_driver_gets_every_order() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let (ends, _board) = auto(&[peer.host()]);
     assert_eq!(ready(&ends), "modern");
     let mut seen = 0;
     for _ in 0..50 {
-        ends.orders.send(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])])).unwrap();
+        ends.order(Order::Send(vec![batch(1, vec![chunk(&plain(1), 0, &[b"a"])])]));
     }
     for _ in 0..50 {
-        let Event::Done { verdict, .. } = ends.events.recv_timeout(PATIENCE).unwrap() else { continue };
+        let Event::Done { verdict, .. } = ends.next() else { continue };
         assert!(matches!(verdict, Verdict::Stored { .. }));
         seen += 1;
     }
@@ -176,18 +168,11 @@ fn a_running_driver_gets_every_order() {
 /// Fails when the `kafka` crate is chosen for it, or it is not asked again.
 #[test]
 fn a_peer_that_closes_unasked_is_no_old_kafka() {
-    let full = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let host = full.local_addr().unwrap().to_string();
-    std::thread::spawn(move || full.incoming().for_each(drop));
+    let host = listen(drop).to_string();
     let (ends, board) = auto(std::slice::from_ref(&host));
-    let until = Instant::now() + PATIENCE;
-    let said = loop {
-        let said = board.brokers().get(&host).and_then(|b| b.last_error.clone());
-        if let Some(said) = said {
-            break said;
-        }
-        assert!(Instant::now() < until && ends.events.try_recv().is_err());
-        std::thread::yield_now();
-    };
+    let said = wait_for("an error", || {
+        assert!(ends.events.try_recv().is_err());
+        board.brokers().get(&host)?.last_error.clone()
+    });
     assert!(said.contains("max.connections.per.ip"), "{said}");
 }

@@ -11,11 +11,12 @@ use crate::error::Reason;
 use crate::kafka::KafkaOptions;
 use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::secret;
+use crate::lock::lock;
 use crate::producer::json;
 pub use endpoint::TokenEndpoint;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
@@ -69,18 +70,14 @@ impl OauthOptions {
             TokenSource::File(path) => from_file(path).map(Arc::new).map_err(Trouble::Lost),
             TokenSource::Endpoint(endpoint) => {
                 let began = Instant::now();
-                self.kept().get(began, || endpoint.fetch(options))
+                lock(&self.kept).get(began, || endpoint.fetch(options))
             }
         }
     }
 
     /// The broker refused the token: the next call gets another one.
     pub fn refused(&self) {
-        self.kept().token = None;
-    }
-
-    fn kept(&self) -> MutexGuard<'_, KeptToken> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept).token = None;
     }
 
     /// The client's first message (RFC 7628, 3.1).

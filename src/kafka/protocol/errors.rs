@@ -147,8 +147,8 @@ pub fn no_partition(among: usize) -> Reason {
 }
 
 /// The verdict for a batch's code. `attempts`: how often it was sent before; some errors are worth a few quick retries
-/// and then only slow ones, because sending the same bytes again will not help. `count`: its records.
-pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32, count: u32) -> Verdict {
+/// and then only slow ones, because sending the same bytes again will not help.
+pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32) -> Verdict {
     let rule = of(code);
     let why = || text(code, message);
     match rule.fate {
@@ -167,10 +167,7 @@ pub fn verdict(code: i16, message: &str, offset: i64, bad: &[u32], attempts: u32
         TooLarge => Verdict::Refused { what: Refusal::TooLarge, why: why() },
         BadTimestamp => Verdict::Refused { what: Refusal::Timestamp, why: why() },
         BadRecords => {
-            let mut bad: Vec<u32> = bad.iter().copied().filter(|i| *i < count).collect();
-            bad.sort_unstable();
-            bad.dedup();
-            let what = if bad.is_empty() { Refusal::Something } else { Refusal::Records(bad) };
+            let what = if bad.is_empty() { Refusal::Something } else { Refusal::Records(bad.to_vec()) };
             Verdict::Refused { what, why: why() }
         }
         SequenceError => Verdict::SequenceError { new_id: needs_new_producer_id(code), why: why() },
@@ -182,7 +179,7 @@ mod tests {
     use super::*;
 
     fn short(code: i16, attempts: u32) -> String {
-        match verdict(code, "", 5, &[], attempts, 10) {
+        match verdict(code, "", 5, &[], attempts) {
             Verdict::Stored { offset } => format!("stored {offset:?}"),
             Verdict::Retry { maybe_stored: true, pace, .. } => format!("maybe {pace:?}"),
             Verdict::Retry { maybe_stored: false, pace, .. } => format!("again {pace:?}"),
@@ -235,15 +232,15 @@ mod tests {
         TABLE.iter().for_each(|r| assert_eq!(of(r.code), r));
     }
 
-    /// Fails when an index that is not in the batch, or a duplicate one, reaches the core.
+    /// Fails when the records that the broker names are not passed on.
     #[test]
     fn bad_records() {
-        let what = |bad: &[u32]| match verdict(87, "why", -1, bad, 0, 10) {
+        let what = |bad: &[u32]| match verdict(87, "why", -1, bad, 0) {
             Verdict::Refused { what, why } => (what, why),
             other => panic!("{other:?}"),
         };
-        assert_eq!(what(&[9, 3, 3, 10]).0, Refusal::Records(vec![3, 9]));
-        assert_eq!(what(&[10]).0, Refusal::Something);
+        assert_eq!(what(&[9, 3]).0, Refusal::Records(vec![9, 3]));
+        assert_eq!(what(&[]).0, Refusal::Something);
         assert!(what(&[]).1.starts_with("INVALID_RECORD (87): why; the topic does not accept such a record"));
     }
 }

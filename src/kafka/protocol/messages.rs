@@ -260,8 +260,6 @@ fn topic_meta(r: &mut Reader<'_>, version: i16) -> Read<TopicMeta> {
     }
     let rights = if version >= 8 { Some(r.i32("operations")?).filter(|r| *r != i32::MIN) } else { None };
     r.skip_tags()?;
-    partitions.sort_unstable_by_key(|p| p.partition);
-    partitions.dedup_by_key(|p| p.partition);
     Ok(TopicMeta { error, name, id, partitions, rights })
 }
 

@@ -267,7 +267,7 @@ fn metadata_in_every_version() {
             error: 0,
             name: name.into(),
             id: if version >= 10 { [7; 16] } else { [0; 16] },
-            partitions: vec![part(0, 5), part(1, -1)],
+            partitions: vec![part(1, -1), part(0, 5)],
             rights: (version >= 8).then_some(MAY_WRITE),
         };
         assert_eq!(got.topics, [topic("t"), topic("u")], "version {version}");

@@ -162,7 +162,7 @@ impl Session {
         if errors::is_ours_unknown(p.error) && shared.options.incompatible == Incompatible::Refused {
             shared.incompatible(peer.describe(&errors::text(p.error, &p.message)));
         }
-        let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts, batch.count);
+        let mut verdict = errors::verdict(p.error, &p.message, p.offset, &p.bad, batch.attempts);
         let topic = &batch.group.topic;
         match errors::of(p.error).also {
             Also::Nothing => {}

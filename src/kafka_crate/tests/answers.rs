@@ -1,18 +1,17 @@
 //! D9–D15: tests the answers of brokers, and of servers that are not brokers.
 
-use super::super::peer::{Act, KAFKA_0_10, KAFKA_4_1, Peer, parrot};
 use super::super::*;
-use super::{PATIENCE, Rig, again, one, options};
+use super::{Rig, again, one, options};
+use crate::kafka::net::testing::parrot;
+use crate::kafka::scripted::{Act, KAFKA_0_10, KAFKA_4_1, Peers};
 use crate::producer::driver::Refusal;
-use crate::producer::testing::{batch, chunk, plain};
-use std::thread;
+use crate::producer::testing::{batch, chunk, plain, wait_until};
 
 /// D9, partition ids with gaps, reported by our own Metadata request. Fails when `ask_for` does not check for them.
 #[test]
 fn d9_gaps_in_partition_ids_are_reported() {
-    let peer = Peer::start();
-    let port = peer.addr.port();
-    peer.set(|s| s.partitions = vec![(0, port), (2, port)]);
+    let peer = Peers::start(1);
+    peer.leads(&[0, 2]);
     let rig = Rig::new(&peer);
     let (_, pace, why) = again(rig.send("a"));
     assert!(pace == Pace::Blocked && why.contains("gaps"), "{why}");
@@ -24,16 +23,13 @@ fn d9_gaps_in_partition_ids_are_reported() {
 /// D9, the same from a broker too old for that request. Fails without `catch_unwind`: the worker's thread dies.
 #[test]
 fn d9_a_panic_of_the_crate_is_caught() {
-    let peer = Peer::start();
-    let port = peer.addr.port();
-    peer.set(|s| {
-        s.ranges = Some(KAFKA_0_10.to_vec());
-        s.partitions = vec![(0, port), (7, port)];
-    });
+    let peer = Peers::start(1);
+    peer.world().versions = Some(KAFKA_0_10.to_vec());
+    peer.leads(&[0, 7]);
     let rig = Rig::new(&peer);
     let (maybe_stored, pace, why) = again(rig.send("a"));
     assert!(!maybe_stored && pace == Pace::Blocked && why.contains("panicked"), "{why}");
-    peer.set(|s| s.partitions = vec![(0, port)]);
+    peer.leads(&[0]);
     rig.insist("a");
     assert!(matches!(rig.leave(), Leave::Closed));
 }
@@ -42,18 +38,14 @@ fn d9_a_panic_of_the_crate_is_caught() {
 /// no view ever arrives, and the topic is not queried again.
 #[test]
 fn d9_a_topic_without_partitions_is_asked_for_again() {
-    let peer = Peer::start();
-    let port = peer.addr.port();
-    peer.set(|s| s.partitions = vec![]);
+    let peer = Peers::start(1);
+    peer.leads(&[]);
+    peer.world().topic_code = Some(0);
     let rig = Rig::new(&peer);
-    rig.order(Order::Topic("t".into()));
+    rig.ends.order(Order::Topic("t".into()));
     assert!(again(rig.send("a")).2.contains("no partitions"));
-    let until = Instant::now() + PATIENCE;
-    while rig.board.topics().get("t").is_none_or(|t| t.state != "waiting") {
-        assert!(Instant::now() < until);
-        thread::park_timeout(Duration::from_millis(20));
-    }
-    peer.set(|s| s.partitions = vec![(0, port), (1, port)]);
+    wait_until("waiting", || rig.board.topics().get("t").is_some_and(|t| t.state == "waiting"));
+    peer.leads(&[0, 1]);
     assert_eq!(rig.view().partitions, [0, 1]);
     rig.insist("a");
     assert!(rig.board.topics().is_empty());
@@ -62,7 +54,7 @@ fn d9_a_topic_without_partitions_is_asked_for_again() {
 /// D10: the crate trusts an answer's length. Fails when it gets one that no valid answer has.
 #[test]
 fn d10_an_absurd_length_is_survived() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Raw(vec![0xff; 4]), Act::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())]);
     let rig = Rig::new(&peer);
     let (maybe_stored, _, why) = again(rig.send("a"));
@@ -87,7 +79,7 @@ fn d10_foreign_ports_are_recognized() {
 /// D11. Fails when an empty line is sent as `None` or through `Producer`: a null value is a tombstone.
 #[test]
 fn d11_an_empty_line_is_an_empty_record() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let rig = Rig::new(&peer);
     rig.send_batch(batch(1, vec![chunk(&plain(1), 0, &[b"", b"x", b""])])).offset();
     assert_eq!(peer.values(), [&b""[..], b"x", b""]);
@@ -97,7 +89,7 @@ fn d11_an_empty_line_is_an_empty_record() {
 /// maybe stored.
 #[test]
 fn d14_a_code_above_35_has_its_own_meaning() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Code(44), Act::Code(-1), Act::Code(89), Act::Code(56), Act::Code(59), Act::Code(87)]);
     let rig = Rig::new(&peer);
     for (stored, paced, name) in [
@@ -117,8 +109,8 @@ fn d14_a_code_above_35_has_its_own_meaning() {
 /// D14 with `auto`: the other driver takes over. Fails when the driver leaves at the first such code, or never.
 #[test]
 fn d14_repeated_odd_codes_are_left_to_the_other_driver() {
-    let peer = Peer::start();
-    peer.set(|s| s.produce = Box::new(|_| Act::Code(56)));
+    let peer = Peers::start(1);
+    peer.world().acts = Box::new(|_| Act::Code(56));
     let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
     for attempts in 0..3 {
         assert!(again(rig.send_batch(Batch { attempts, ..one("a") })).0);
@@ -130,11 +122,9 @@ fn d14_repeated_odd_codes_are_left_to_the_other_driver() {
 /// is trusted.
 #[test]
 fn d15_a_broker_too_new_is_reported_and_left_only_with_auto() {
-    let peer = Peer::start();
-    peer.set(|s| {
-        s.ranges = Some(KAFKA_4_1.to_vec());
-        s.produce = Box::new(|_| Act::Close);
-    });
+    let peer = Peers::start(1);
+    peer.world().versions = Some(KAFKA_4_1.to_vec());
+    peer.world().acts = Box::new(|_| Act::Close);
     let rig = Rig::new(&peer);
     assert!(again(rig.send("a")).2.contains("too new for the kafka crate"));
     let said = rig.board.brokers()[&peer.host()].last_error.clone().unwrap();
@@ -142,25 +132,23 @@ fn d15_a_broker_too_new_is_reported_and_left_only_with_auto() {
     assert!(matches!(rig.leave(), Leave::Closed));
 
     let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
-    rig.order(Order::Send(vec![one("a"), one("b")]));
+    rig.ends.order(Order::Send(vec![one("a"), one("b")]));
     for _ in 0..2 {
         assert_eq!(again(rig.verdict()).1, Pace::Now);
     }
     assert!(matches!(rig.leave(), Leave::Incompatible { why } if why.contains("too new")));
-    assert!(peer.script.lock().unwrap().produced.is_empty());
+    assert!(peer.world().produced.is_empty());
 }
 
 /// D15: a cluster upgraded under a running agent. Fails when the broker is not probed again after a closed
 /// connection.
 #[test]
 fn d15_an_upgrade_is_noticed() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let rig = Rig::with(CrateOptions { incompatible: OnIncompatible::Refused, ..options(&[peer.host()]) });
     rig.send("a").offset();
-    peer.set(|s| {
-        s.ranges = Some(KAFKA_4_1.to_vec());
-        s.produce = Box::new(|_| Act::Close);
-    });
+    peer.world().versions = Some(KAFKA_4_1.to_vec());
+    peer.world().acts = Box::new(|_| Act::Close);
     assert!(again(rig.send("b")).0);
     assert!(!again(rig.send("b")).0);
     assert!(matches!(rig.leave(), Leave::Incompatible { .. }));

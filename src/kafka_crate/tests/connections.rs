@@ -1,8 +1,9 @@
 //! D1–D6: tests connections that hang, close, or carry the wrong answer.
 
-use super::super::peer::{Act, Peer, hole, parrot};
 use super::super::*;
 use super::{PATIENCE, Rig, again, one, options};
+use crate::kafka::net::testing::{hole, parrot};
+use crate::kafka::scripted::{Act, FIRST_GHOST, Peers};
 use crate::producer::driver::Drive;
 use crate::producer::testing;
 use std::thread;
@@ -11,7 +12,7 @@ use std::thread;
 /// connection, and otherwise would take batch 1's answer for its own.
 #[test]
 fn d1_a_late_answer_never_confirms_the_next_batch() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Late(Duration::from_secs(2)), Act::Code(19)]);
     let rig = Rig::new(&peer);
     let (maybe_stored, _, why) = again(rig.send("one"));
@@ -19,7 +20,7 @@ fn d1_a_late_answer_never_confirms_the_next_batch() {
     let (maybe_stored, _, why) = again(rig.send("two"));
     assert!(!maybe_stored && why.contains("NOT_ENOUGH_REPLICAS"), "{why}");
     assert_eq!(rig.send("two").offset(), Some(101));
-    let by = peer.script.lock().unwrap().produced.clone();
+    let by = peer.world().produced.clone();
     assert!(by[0] != by[1] && by[1] != by[2], "a connection was used again: {by:?}");
 }
 
@@ -27,7 +28,7 @@ fn d1_a_late_answer_never_confirms_the_next_batch() {
 /// `Session::is_silent`: batch 2 is "stored" although the peer rejected it.
 #[test]
 fn d1_an_unexpected_answer_confirms_nothing() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Twice, Act::Code(19)]);
     let rig = Rig::new(&peer);
     assert_eq!(rig.send("one").offset(), Some(100));
@@ -42,7 +43,7 @@ fn d1_an_unexpected_answer_confirms_nothing() {
 /// forever.
 #[test]
 fn d2_a_closed_connection_is_replaced() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Store, Act::Close, Act::StoreAndClose]);
     let rig = Rig::new(&peer);
     rig.send("a").offset();
@@ -58,13 +59,13 @@ fn d2_a_closed_connection_is_replaced() {
 /// D3: a signal in mid-write would cut a frame short. Fails when `start` does not block signals first.
 #[test]
 fn d3_signals_are_blocked_in_the_drivers_threads() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     let ends = {
         let options = options(&[peer.host()]);
         let run = move |orders: &_, events: &_, board: &_| run(&options, orders, events, board);
         testing::drive(Drive::worker(None, run), Arc::new(Board::default()))
     };
-    ends.orders.send(Order::Send(vec![one("a")])).unwrap();
+    ends.order(Order::Send(vec![one("a")]));
     let stored = |e: Event| matches!(e, Event::Done { verdict: Verdict::Stored { .. }, .. });
     assert!(ends.events.iter().any(stored));
     for name in ["driver", "classic-watch"] {
@@ -86,14 +87,16 @@ fn d3_signals_are_blocked_in_the_drivers_threads() {
 /// no timeout, and the watchdog's is 20 s here.
 #[test]
 fn d4_a_leader_that_does_not_answer_costs_one_limit() {
-    let (peer, hole) = (Peer::start(), hole());
-    peer.set(|s| s.partitions = vec![(0, hole.addr.port()), (1, s.partitions[0].1)]);
+    let (peer, hole) = (Peers::start(1), hole());
+    peer.leads(&[0, 1]);
+    peer.world().ghosts = vec![hole.addr];
+    peer.world().leaders.insert(("t".into(), 0), (FIRST_GHOST, 0));
     let mut o = options(&[peer.host()]);
     o.limits.call = watchdog::WatchLimits { still: PATIENCE, whole: PATIENCE };
     let rig = Rig::with(o);
     let began = Instant::now();
     let other = Batch { partition: 1, ..one("b") };
-    rig.order(Order::Send(vec![one("a"), other]));
+    rig.ends.order(Order::Send(vec![one("a"), other]));
     assert!(again(rig.verdict()).2.contains("no connection in 1 s"));
     rig.verdict().offset(); // the other leader's batch continues
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -118,7 +121,7 @@ fn d4_a_hanging_connect_is_cut() {
 /// D5. Fails when the client gets the whole list: it asks only the first host that accepts the request.
 #[test]
 fn d5_a_bootstrap_host_that_hangs_does_not_stand_before_the_others() {
-    let (peer, hole, mute) = (Peer::start(), hole(), parrot(b""));
+    let (peer, hole, mute) = (Peers::start(1), hole(), parrot(b""));
     let rig = Rig::with(options(&[mute.to_string(), hole.addr.to_string(), peer.host()]));
     let began = Instant::now();
     rig.insist("a");
@@ -131,16 +134,12 @@ fn d5_a_bootstrap_host_that_hangs_does_not_stand_before_the_others() {
 /// goes into the closed connection, which still accepts one, and counts as "stored" although it is lost.
 #[test]
 fn d6_without_acks_a_closed_connection_is_seen() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     peer.acts(&[Act::Store, Act::StoreAndClose]);
     let rig = Rig::with(CrateOptions { acks: Acks::Zero, ..options(&[peer.host()]) });
     assert!(rig.send("a").offset().is_some());
     assert_eq!(rig.send("b").offset(), None);
     thread::park_timeout(Duration::from_millis(300));
     assert!(rig.insist("c") > 0);
-    let until = Instant::now() + PATIENCE;
-    while peer.values() != [b"a", b"b", b"c"] {
-        assert!(Instant::now() < until, "{:?}", peer.values());
-        thread::park_timeout(Duration::from_millis(10));
-    }
+    testing::wait_until("all lines, each once", || peer.values() == [b"a", b"b", b"c"]);
 }

@@ -286,7 +286,7 @@ fn a_fenced_id_is_replaced() {
 fn refusals() {
     let mut b = Bench::proven();
     (0..2).for_each(|_| b.push(4));
-    b.refused(0, Refusal::Records(vec![2, 0, 9]));
+    b.refused(0, Refusal::Records(vec![2, 0, 2, 9]));
     assert_eq!(b.actions, ["dead letter: 2 of 2"]);
     b.sequence_error(0, 45);
     assert_eq!((b.in_flight_now(), b.in_flight[0].count), (vec![(2, 0, 1)], 2));
@@ -294,7 +294,7 @@ fn refusals() {
     assert_eq!(b.in_flight_now(), [(3, 0, 3)], "two sequence numbers are free again");
     b.refused(0, Refusal::TooLarge);
     assert_eq!((b.in_flight_now(), b.in_flight[0].count), (vec![(3, 0, 3)], 2));
-    b.refused(0, Refusal::Something);
+    b.refused(0, Refusal::Records(vec![9])); // none of these
     assert_eq!((b.in_flight_now(), b.in_flight[0].count), (vec![(3, 0, 3)], 1));
     b.refused(0, Refusal::TooLarge);
     b.stored(0);

@@ -66,11 +66,11 @@ proptest! {
             acked[r.start as usize..r.end as usize].fill(true);
             let gap = acked.iter().position(|a| !a).unwrap_or(acked.len()) as u64;
             prop_assert_eq!(acked_ranges.at, if gap == 0 { Point::default() } else { point(gap) });
-            let mut expected = BTreeMap::new();
+            let mut expected = Vec::new();
             let mut at = gap as usize;
             while let Some(start) = (at..acked.len()).find(|i| acked[*i]) {
                 at = (start..acked.len()).find(|i| !acked[*i]).unwrap_or(acked.len());
-                expected.insert(start as u64, point(at as u64));
+                expected.push((start as u64..at as u64, point(at as u64)));
             }
             prop_assert_eq!(&acked_ranges.beyond, &expected);
         }

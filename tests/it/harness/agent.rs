@@ -155,20 +155,26 @@ pub struct Setup {
     given: Vec<(String, OwnedFd)>,
 }
 
+/// Gives a command the environment and the folder of another one.
+pub fn surround(command: &mut Command, of: &Command) {
+    for (name, value) in of.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    if let Some(folder) = of.get_current_dir() {
+        command.current_dir(folder);
+    }
+}
+
 impl Setup {
     /// Runs the program that cargo built for the tests, also where `LOGAGENT_BIN` is set: a preloaded library has no effect
     /// on a static program.
     pub fn dynamic(mut self) -> Setup {
         let mut command = Command::new(env!("CARGO_BIN_EXE_logagent"));
         command.args(self.command.get_args());
-        self.command.get_current_dir().into_iter().for_each(|dir| _ = command.current_dir(dir));
-        for (name, value) in self.command.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        self.command = command;
+        self.replace(command);
         self
     }
 
@@ -200,15 +206,7 @@ impl Setup {
     }
     /// Replaces the command by another one in the same environment.
     fn replace(&mut self, mut command: Command) {
-        for (name, value) in self.command.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        if let Some(folder) = self.command.get_current_dir() {
-            command.current_dir(folder);
-        }
+        surround(&mut command, &self.command);
         self.command = command;
     }
 

@@ -1,6 +1,6 @@
 //! Real brokers through `tests/kafka/broker`, and their topics read back with kcat. Speaks no protocol itself.
 
-use super::{PATIENT, limit_the_suite, millis, need, pause};
+use super::{PATIENT, limit_the_suite, lock, millis, need, pause};
 use std::{
     collections::HashMap,
     fs,
@@ -47,7 +47,7 @@ impl Version {
 type OneEach = Mutex<HashMap<&'static str, &'static OnceLock<Broker>>>;
 
 fn one_of(all: &OneEach, version: Version, start: impl FnOnce() -> Broker) -> &'static Broker {
-    let mut all = all.lock().unwrap_or_else(|e| e.into_inner());
+    let mut all = lock(all);
     let place = *all.entry(version.name()).or_insert_with(|| Box::leak(Box::default()));
     drop(all);
     place.get_or_init(start)
@@ -73,10 +73,22 @@ fn script<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Strin
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// A command about a running broker or cluster in this folder.
+#[track_caller]
+fn on(dir: &Path, command: &str, args: &[&str]) -> String {
+    let args = args.iter().map(AsRef::as_ref);
+    script([command.as_ref(), dir.as_os_str()].into_iter().chain(args))
+}
+
+/// Each as the value of this option.
+fn options<'a>(name: &'a str, values: &[&'a str]) -> Vec<&'a str> {
+    values.iter().flat_map(|value| [name, value]).collect()
+}
+
+#[track_caller]
 fn start(args: &[&str], conf: &[&str]) -> (PathBuf, String) {
     let owner = std::process::id().to_string();
-    let conf = conf.iter().flat_map(|c| ["--conf", c]);
-    let said = script(args.iter().copied().chain(["--owner", &owner]).chain(conf));
+    let said = script([args, &["--owner", &owner], &options("--conf", conf)].concat());
     let (dir, address) = said.split_once(' ').expect("a folder and an address");
     (dir.into(), address.to_owned())
 }
@@ -97,7 +109,7 @@ impl Broker {
         // One start at a time: two at once on two cores take longer than one after the other.
         static STARTING: Mutex<()> = Mutex::new(());
         one_of(&SHARED, version, || {
-            let _one = STARTING.lock().unwrap_or_else(|e| e.into_inner());
+            let _one = lock(&STARTING);
             Broker::own(version)
         })
     }
@@ -111,7 +123,11 @@ impl Broker {
     /// The same for one test only, with these lines in its server.properties.
     #[track_caller]
     pub fn own_secure(version: Version, conf: &[&str]) -> Broker {
-        let (dir, address) = start(&["start", version.name(), "--secure"], conf);
+        Broker::start(version, &["--secure"], conf)
+    }
+    #[track_caller]
+    fn start(version: Version, args: &[&str], conf: &[&str]) -> Broker {
+        let (dir, address) = start(&[&["start", version.name()], args].concat(), conf);
         Broker { version, address, dir }
     }
     /// Its folder.
@@ -121,12 +137,11 @@ impl Broker {
     /// A secure broker for one user, which also serves clients in other network namespaces: those reach it at `host`.
     #[track_caller]
     pub fn secure_at(version: Version, host: &str) -> Broker {
-        let (dir, address) = start(&["start", version.name(), "--secure", "--host", host], &[]);
-        Broker { version, address, dir }
+        Broker::start(version, &["--secure", "--host", host], &[])
     }
     /// The address of a listener of a secure broker.
     pub fn listener(&self, name: &str) -> String {
-        script(["address".as_ref(), self.dir.as_os_str(), name.as_ref()])
+        on(&self.dir, "address", &[name])
     }
     /// A key file of a secure broker.
     pub fn key(&self, name: &str) -> PathBuf {
@@ -134,16 +149,15 @@ impl Broker {
     }
     /// Grants a user the right to write to a topic.
     pub fn allow(&self, user: &str, topic: &Topic) {
-        script(["acl".as_ref(), self.dir.as_os_str(), "add".as_ref(), user.as_ref(), topic.name.as_ref()]);
+        on(&self.dir, "acl", &["add", user, &topic.name]);
     }
     /// Grants a user the right to read a topic.
     pub fn allow_reading(&self, user: &str, topic: &Topic) {
-        let (dir, name) = (self.dir.as_os_str(), topic.name.as_ref());
-        script(["acl".as_ref(), dir, "add".as_ref(), user.as_ref(), name, "read".as_ref()]);
+        on(&self.dir, "acl", &["add", user, &topic.name, "read"]);
     }
     /// Revokes the right to write.
     pub fn forbid(&self, user: &str, topic: &Topic) {
-        script(["acl".as_ref(), self.dir.as_os_str(), "remove".as_ref(), user.as_ref(), topic.name.as_ref()]);
+        on(&self.dir, "acl", &["remove", user, &topic.name]);
     }
     /// A broker for this test only.
     #[track_caller]
@@ -153,12 +167,11 @@ impl Broker {
     /// With these lines in its server.properties, `key=value`.
     #[track_caller]
     pub fn own_with(version: Version, conf: &[&str]) -> Broker {
-        let (dir, address) = start(&["start", version.name()], conf);
-        Broker { version, address, dir }
+        Broker::start(version, &[], conf)
     }
 
     fn tell(&self, what: &str) -> String {
-        script([what.as_ref(), self.dir.as_os_str()])
+        on(&self.dir, what, &[])
     }
     /// SIGTERM; waits until it exits.
     pub fn stop(&self) {
@@ -186,12 +199,11 @@ impl Broker {
     }
     /// Like [`Broker::restart`] with other settings, which persist.
     pub fn restart_with(&self, conf: &[&str]) {
-        let conf = conf.iter().flat_map(|c| ["--conf".as_ref(), std::ffi::OsStr::new(*c)]);
-        script(["restart".as_ref(), self.dir.as_os_str()].into_iter().chain(conf));
+        on(&self.dir, "restart", &options("--conf", conf));
     }
     /// Restarts on the same port and data with another version of Kafka (3.9 to 4.1).
     pub fn replace_by(&mut self, version: Version) {
-        script(["restart".as_ref(), self.dir.as_os_str(), version.name().as_ref()]);
+        on(&self.dir, "restart", &[version.name()]);
         self.version = version;
     }
     pub fn pid(&self) -> u32 {
@@ -210,7 +222,7 @@ impl Broker {
     }
     /// The name of a topic that does not exist yet.
     pub fn missing_topic(&self, partitions: u32) -> Topic {
-        Topic { name: fresh_name(), address: self.address.clone(), dir: self.dir.clone(), partitions }
+        Topic::missing(&self.address, &self.dir, partitions)
     }
 }
 
@@ -236,28 +248,29 @@ impl Cluster {
         self.addresses.join(",")
     }
     pub fn topic(&self, partitions: u32) -> Topic {
-        let topic =
-            Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions };
+        let topic = Topic::missing(&self.bootstrap(), &self.dir, partitions);
         topic.create(&[]);
         topic
     }
     /// One partition, on this node only.
     pub fn topic_on(&self, node: usize) -> Topic {
-        let topic =
-            Topic { name: fresh_name(), address: self.bootstrap(), dir: self.dir.clone(), partitions: 1 };
+        let topic = Topic::missing(&self.bootstrap(), &self.dir, 1);
         topic.create_on(node);
         topic
     }
     /// Restarts the node with its data on another port.
     pub fn move_away(&mut self, node: usize) {
-        self.addresses[node - 1] = script(["move".as_ref(), self.dir.join(node.to_string()).as_os_str()]);
+        self.addresses[node - 1] = self.tell(node, "move");
     }
     /// Nodes are 1, 2 and 3.
     pub fn kill(&self, node: usize) {
-        script(["kill".as_ref(), self.dir.join(node.to_string()).as_os_str()]);
+        self.tell(node, "kill");
     }
     pub fn restart(&self, node: usize) {
-        script(["restart".as_ref(), self.dir.join(node.to_string()).as_os_str()]);
+        self.tell(node, "restart");
+    }
+    fn tell(&self, node: usize, what: &str) -> String {
+        on(&self.dir.join(node.to_string()), what, &[])
     }
 }
 
@@ -271,11 +284,6 @@ fn drop_dir(dir: &Path) {
     // Not `script`, which panics: this may run while a test fails.
     let broker = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/broker");
     let _ = Command::new(broker).arg("remove").arg(dir).stdout(Stdio::null()).stderr(Stdio::null()).status();
-}
-
-fn fresh_name() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A record as kcat prints it, borrowed from the read buffer.
@@ -298,6 +306,12 @@ pub struct Topic {
 }
 
 impl Topic {
+    /// The name of a topic that does not exist yet, of the brokers in this folder.
+    fn missing(address: &str, dir: &Path, partitions: u32) -> Topic {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Topic { name, address: address.to_owned(), partitions, dir: dir.to_owned() }
+    }
     /// A topic of a server that `tests/kafka/broker` did not start: it can only be read.
     pub fn of_foreign(address: &str, name: &str, partitions: u32) -> Topic {
         Topic { name: name.into(), address: address.into(), partitions, dir: PathBuf::new() }
@@ -315,27 +329,12 @@ impl Topic {
     #[track_caller]
     pub fn create(&self, config: &[&str]) {
         let partitions = self.partitions.to_string();
-        let args = [
-            "topic".as_ref(),
-            self.dir.as_os_str(),
-            self.name.as_ref(),
-            "--partitions".as_ref(),
-            partitions.as_ref(),
-        ];
-        let config = config.iter().flat_map(|c| ["--config".as_ref(), std::ffi::OsStr::new(*c)]);
-        script(args.into_iter().chain(config));
+        self.tell(&[&["--partitions", &partitions[..]][..], &options("--config", config)].concat());
     }
     /// One partition, on this node of a cluster only.
     #[track_caller]
     pub fn create_on(&self, node: usize) {
-        let node = node.to_string();
-        script([
-            "topic".as_ref(),
-            self.dir.as_os_str(),
-            self.name.as_ref(),
-            "--node".as_ref(),
-            node.as_ref(),
-        ]);
+        self.tell(&["--node", &node.to_string()]);
     }
     /// Adds partitions until there are this many, by Kafka's own tool.
     #[track_caller]
@@ -348,7 +347,11 @@ impl Topic {
     }
     #[track_caller]
     pub fn delete(&self) {
-        script(["topic".as_ref(), self.dir.as_os_str(), self.name.as_ref(), "--delete".as_ref()]);
+        self.tell(&["--delete"]);
+    }
+    #[track_caller]
+    fn tell(&self, args: &[&str]) {
+        on(&self.dir, "topic", &[&[&self.name[..]], args].concat());
     }
 
     /// Reads all partitions from beginning to end, checking each record's CRC; 1,000,000 records a second.

@@ -8,6 +8,7 @@ mod dice;
 mod foreign;
 pub mod journal_files;
 mod lines;
+mod listener;
 mod manager;
 mod netns;
 pub mod page;
@@ -23,14 +24,15 @@ pub use broker::{Broker, Cluster, Record, Topic, Version};
 pub use dice::Dice;
 pub use foreign::Foreign;
 pub use lines::{Delivered, Lines, Verdict, Writer, per_second};
+pub use listener::{accept_while, forward, full_backlog, ignore, listen};
 pub use netns::{NetNs, Traffic};
-pub use proxy::{Mode, Proxy, read_frame, rewrite};
+pub use proxy::{Mode, Proxy, rewrite};
 pub use ptrace::Halted;
-pub use scripted::{Api, Produced, Reply, Request, Scripted, full_backlog};
+pub use scripted::{Api, Produced, Reply, Request, Scripted};
 
 use std::{
     process::{Command, Stdio},
-    sync::Once,
+    sync::{Mutex, MutexGuard, Once},
     thread,
     time::{Duration, Instant},
 };
@@ -54,6 +56,11 @@ pub const PATIENT: Duration = secs(90);
 #[allow(clippy::disallowed_methods)]
 pub fn pause(time: Duration) {
     thread::sleep(time);
+}
+
+/// A lock that a failed test may have held.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Waits for `condition` and fails the test with `what` if it does not hold within `limit`.

@@ -1,7 +1,7 @@
 //! A network namespace joined to this one by a veth pair, whose counters are the kernel's own count of what a program in
 //! it sent and received, with all headers. Needs root and iproute2.
 
-use super::need;
+use super::{agent::surround, need};
 use std::{
     fs,
     process::{Command, Stdio},
@@ -81,15 +81,7 @@ impl NetNs {
     pub fn wrap(&self, inner: &Command) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(inner.get_program()).args(inner.get_args());
-        for (name, value) in inner.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        if let Some(dir) = inner.get_current_dir() {
-            command.current_dir(dir);
-        }
+        surround(&mut command, inner);
         command
     }
     /// Bytes of the open TCP connections of programs in it, without headers and what was sent again (`TCP_INFO`).

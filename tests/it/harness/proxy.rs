@@ -2,13 +2,13 @@
 //! replaces the addresses in the brokers' answers by its own, so that everything goes through it. Changes nothing
 //! else.
 
-use super::{limit_the_suite, millis, pause, scripted::Api};
+use super::{accept_while, limit_the_suite, lock, millis, pause, scripted::Api, wire::read_frame};
 use std::{
     collections::HashMap,
-    io::{self, Read, Write},
+    io::{self, Write},
     net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
@@ -71,18 +71,16 @@ impl Proxy {
             address.push(own.to_string());
             let (state, connections, sent) = (state.clone(), connections.clone(), sent.clone());
             thread::spawn(move || {
-                listener.set_nonblocking(true).unwrap();
-                while !lock(&state).ended {
-                    let Ok((client, _)) = listener.accept() else {
-                        pause(millis(3));
-                        continue;
-                    };
-                    client.set_nonblocking(false).unwrap();
-                    connections.fetch_add(1, Ordering::Relaxed);
-                    if lock(&state).mode != Mode::Refuse {
-                        join(client, target, &state, &sent);
-                    }
-                }
+                accept_while(
+                    &listener,
+                    || !lock(&state).ended,
+                    |client| {
+                        connections.fetch_add(1, Ordering::Relaxed);
+                        if lock(&state).mode != Mode::Refuse {
+                            join(client, target, &state, &sent);
+                        }
+                    },
+                );
             });
         }
         Proxy { state, address: address.join(","), connections, sent }
@@ -129,10 +127,6 @@ impl Drop for Proxy {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(|e| e.into_inner())
-}
-
 /// Requests in flight on a connection: by correlation id, whether the answer is to be dropped.
 type Asked = Arc<Mutex<HashMap<i32, bool>>>;
 
@@ -140,8 +134,8 @@ fn join(client: TcpStream, target: std::net::SocketAddr, state: &Arc<Mutex<State
     let Ok(server) = TcpStream::connect_timeout(&target, millis(1000)) else {
         return; // as if the port were closed: the client sees its connection closed
     };
+    let _ = server.set_nodelay(true);
     for stream in [&client, &server] {
-        let _ = stream.set_nodelay(true);
         lock(state).open.push(stream.try_clone().unwrap());
     }
     let asked = Asked::default();
@@ -163,18 +157,6 @@ fn join(client: TcpStream, target: std::net::SocketAddr, state: &Arc<Mutex<State
         let _ = responses(down.0, down.1, &state, &asked);
         ends.iter().for_each(|s| drop(s.shutdown(Shutdown::Both)));
     });
-}
-
-pub fn read_frame(from: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut frame = vec![0; 4];
-    from.read_exact(&mut frame)?;
-    let size = u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
-    if size > 200 << 20 {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    frame.resize(4 + size, 0);
-    from.read_exact(&mut frame[4..])?;
-    Ok(frame)
 }
 
 /// Waits while the proxy is a black hole; an error when it has been dropped.

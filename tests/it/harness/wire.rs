@@ -1,6 +1,21 @@
 //! Kafka's primitive types, read and written by hand, so that the tests do not depend on the crates that the agent
 //! uses. Knows no request.
 
+use std::io::{self, Read};
+
+/// A request or an answer, with the four bytes of its length.
+pub fn read_frame(from: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; 4];
+    from.read_exact(&mut frame)?;
+    let size = u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
+    if size > 200 << 20 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    frame.resize(4 + size, 0);
+    from.read_exact(&mut frame[4..])?;
+    Ok(frame)
+}
+
 /// Reads; `None` when the bytes end too early or are invalid.
 pub struct Reader<'a> {
     pub rest: &'a [u8],

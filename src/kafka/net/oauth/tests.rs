@@ -91,7 +91,7 @@ fn a_token_is_kept_while_it_is_good() {
     assert_eq!(get(&mut kept, good("d", None)), (Some("d".into()), true)); // its end is unknown
     let (options, used) = (OauthOptions::new(TokenSource::File("/t".into()), Vec::new()), kept);
     let before = format!("{options:?}");
-    *options.kept() = used;
+    *lock(&options.kept) = used;
     assert_eq!(format!("{options:?}"), before, "a reload would see a change");
 }
 

@@ -1,8 +1,8 @@
-//! The probe against unexpected peers. The scripted Kafka peer is the classic driver's.
+//! The probe against unexpected peers.
 
 use super::*;
-use crate::kafka_crate::peer::{KAFKA_3_9, KAFKA_4_1, Peer, hole, parrot};
-use std::net::TcpListener;
+use crate::kafka::net::testing::{REFUSED, hole, listen, parrot};
+use crate::kafka::scripted::{KAFKA_3_9, KAFKA_4_1, Peers};
 
 const LIMITS: Limits = Limits { connect: Duration::from_secs(1), answer: Duration::from_secs(1) };
 
@@ -10,7 +10,6 @@ const LIMITS: Limits = Limits { connect: Duration::from_secs(1), answer: Duratio
 /// checked.
 #[test]
 fn what_listens_there() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // closed again by the drop
     let hole = hole();
     let cases = [
         (parrot(b"\x15\x03\x03\x00\x02\x02\x16"), Finding::Tls),
@@ -25,7 +24,7 @@ fn what_listens_there() {
         (parrot(b"\x00\x10\x00\x00loga\x00\x00"), Finding::Mute(LIMITS.answer)), // and nothing more
         (parrot(b""), Finding::Mute(LIMITS.answer)),
         (hole.addr, Finding::NoRoute(LIMITS.connect)),
-        (closed, Finding::Refused),
+        (REFUSED, Finding::Refused),
     ];
     for (addr, want) in cases {
         let began = Instant::now();
@@ -38,11 +37,8 @@ fn what_listens_there() {
 /// Fails when sending one byte at a time can extend the limit: the deadline must cover the whole answer.
 #[test]
 fn a_trickle_does_not_extend_the_limit() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let (mut s, _) = listener.accept().unwrap();
-        while s.write_all(b"\0").is_ok() {
+    let addr = listen(|mut stream| {
+        while stream.write_all(b"\0").is_ok() {
             std::thread::park_timeout(Duration::from_millis(300));
         }
     });
@@ -52,26 +48,24 @@ fn a_trickle_does_not_extend_the_limit() {
 /// Fails when the choice uses Produce's lowest version (KAFKA-18659).
 #[test]
 fn which_driver_a_broker_suits() {
-    let peer = Peer::start();
+    let peer = Peers::start(1);
     for (ranges, classic, modern) in
         [(&KAFKA_3_9[..], true, true), (&KAFKA_4_1, false, true), (&[(0, 0, 2), (1, 0, 3)], true, false)]
     {
-        peer.set(|s| s.ranges = Some(ranges.to_vec()));
-        let Finding::Kafka(r) = ask(peer.addr, &LIMITS, &std::sync::Arc::default()) else { panic!() };
+        peer.world().versions = Some(ranges.to_vec());
+        let Finding::Kafka(r) = ask(peer.addr(1), &LIMITS, &std::sync::Arc::default()) else { panic!() };
         assert_eq!((r.suits_classic(), r.suits_modern()), (classic, modern), "{r}");
     }
-    peer.set(|s| s.ranges = None);
-    assert_eq!(ask(peer.addr, &LIMITS, &std::sync::Arc::default()), Finding::Closed);
+    peer.world().versions = None;
+    assert_eq!(ask(peer.addr(1), &LIMITS, &std::sync::Arc::default()), Finding::Closed);
 }
 
 #[test]
 fn what_a_broker_says_of_a_topic() {
-    let peer = Peer::start();
-    peer.set(|s| {
-        s.partitions = vec![(4, 1), (0, 1)];
-        s.topic_code = 3;
-    });
-    let said = topic(peer.addr, "t", false, &LIMITS, &std::sync::Arc::default()).unwrap();
+    let peer = Peers::start(1);
+    peer.leads(&[4, 0]);
+    peer.world().topic_code = Some(3);
+    let said = topic(peer.addr(1), "t", false, &LIMITS, &std::sync::Arc::default()).unwrap();
     assert_eq!(said, TopicAnswer { code: 3, partitions: vec![0, 4] });
 }
 

@@ -1,9 +1,8 @@
 //! Scripted proxies: what is asked of them, and what each answer means.
 
 use super::*;
+use crate::kafka::net::testing::{listen, parrot};
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
-use std::thread;
 use std::time::Instant;
 
 /// Opens a tunnel through a proxy that sends each answer after reading the given number of bytes. Returns what it read,
@@ -17,38 +16,34 @@ fn through(
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("password");
     std::fs::write(&file, "s3cret\n").unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = listener.local_addr().unwrap();
-    let address = at.to_string();
+    let script: Vec<(usize, Vec<u8>)> = script.iter().map(|(n, answer)| (*n, answer.to_vec())).collect();
+    let (read_to, asked) = crossbeam_channel::bounded(1);
+    let at = listen(move |mut peer| {
+        let mut read = Vec::new();
+        for (bytes, answer) in script {
+            let from = read.len();
+            read.resize(from + bytes, 0);
+            peer.read_exact(&mut read[from..]).unwrap();
+            // In pieces, as from a slow peer. A refusal may end the conversation before the last one.
+            let _ = answer.chunks(3).try_for_each(|piece| peer.write_all(piece));
+        }
+        read_to.send(read).unwrap();
+    });
     let options = ProxyOptions {
-        url: ProxyUrl { kind, address: address.clone(), user: user.map(str::to_owned) },
+        url: ProxyUrl { kind, address: at.to_string(), user: user.map(str::to_owned) },
         password_file: Some(file),
     };
-    thread::scope(|scope| {
-        let proxy = scope.spawn(move || {
-            let (mut peer, _) = listener.accept().unwrap();
-            let mut read = Vec::new();
-            for (bytes, answer) in script {
-                let from = read.len();
-                read.resize(from + bytes, 0);
-                peer.read_exact(&mut read[from..]).unwrap();
-                // In pieces, as from a slow peer. A refusal may end the conversation before the last one.
-                let _ = answer.chunks(3).try_for_each(|piece| peer.write_all(piece));
-            }
-            read
-        });
-        let socket = TcpStream::connect_timeout(&at, Duration::from_secs(5)).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let done = tunnel(socket, broker, &options, Duration::from_secs(5)).map(|mut socket| {
-            socket.set_nonblocking(false).unwrap();
-            let mut rest = String::new();
-            match socket.read_to_string(&mut rest) {
-                Err(e) if e.kind() != ErrorKind::ConnectionReset => panic!("{e}"),
-                _ => rest,
-            }
-        });
-        (proxy.join().unwrap(), done)
-    })
+    let socket = TcpStream::connect_timeout(&at, Duration::from_secs(5)).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let done = tunnel(socket, broker, &options, Duration::from_secs(5)).map(|mut socket| {
+        socket.set_nonblocking(false).unwrap();
+        let mut rest = String::new();
+        match socket.read_to_string(&mut rest) {
+            Err(e) if e.kind() != ErrorKind::ConnectionReset => panic!("{e}"),
+            _ => rest,
+        }
+    });
+    (asked.recv().unwrap(), done)
 }
 
 const PLAIN: &str = "CONNECT kafka:9092 HTTP/1.1\r\nHost: kafka:9092\r\n\r\n";
@@ -173,11 +168,9 @@ fn names_add_nothing() {
 /// Fails when a proxy that accepts and says nothing holds a dialer longer than the limit.
 #[test]
 fn a_mute_proxy() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = listener.local_addr().unwrap();
-    let address = at.to_string();
+    let at = parrot(b"");
     for kind in [ProxyKind::Http, ProxyKind::Socks5] {
-        let url = ProxyUrl { kind, address: address.clone(), user: None };
+        let url = ProxyUrl { kind, address: at.to_string(), user: None };
         let socket = TcpStream::connect_timeout(&at, Duration::from_secs(5)).unwrap();
         socket.set_nonblocking(true).unwrap();
         let options = ProxyOptions { url, password_file: None };
