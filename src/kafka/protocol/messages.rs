@@ -5,6 +5,7 @@
 //! other side.
 
 use crate::kafka::protocol::wire::{ApiKey, Malformed, Read, Reader, Writer};
+use std::fmt;
 
 /// Version ranges we speak. Produce 13 names topics by id, which a re-created topic would break; Metadata 13 asks for
 /// rebootstrap; InitProducerId 5 is for transactions.
@@ -30,8 +31,29 @@ pub struct Versions {
     pub sasl_authenticate: Option<i16>,
     /// The broker's lowest Fetch version: 0 means that it still accepts the `kafka` crate's requests.
     pub fetch_min: Option<i16>,
+    /// The broker's lowest Produce version.
+    pub produce_min: Option<i16>,
     /// The broker's highest Produce version, whether we support it or not.
     pub produce_max: i16,
+}
+
+impl Versions {
+    /// Whether the `kafka` crate, which sends Produce v0, can be used. Decided by Fetch as well: Kafka 4 reports Produce
+    /// 0 to 13 but closes the connection on v0 to v2 (KAFKA-18659), while its Fetch starts at 4.
+    pub fn suits_classic(&self) -> bool {
+        self.fetch_min == Some(0) && self.produce_min == Some(0)
+    }
+
+    /// Record batches came with Produce v3 (Kafka 0.11).
+    pub fn suits_modern(&self) -> bool {
+        self.produce.is_some()
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Produce up to {}, Fetch from {}", self.produce_max, self.fetch_min.unwrap_or(-1))
+    }
 }
 
 /// Parses the answer to ApiVersions, version 3 (flexible) or 0. `Err(35)`: the broker wants an older version of the
@@ -50,7 +72,7 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
         match key {
             0 => {
                 // Kafka 4 reports Produce 0..13 but refuses 0-2 (KAFKA-18659): only the maximum counts.
-                found.produce_max = high;
+                (found.produce_min, found.produce_max) = (Some(low), high);
                 found.produce = common(PRODUCE);
             }
             1 => found.fetch_min = Some(low),
