@@ -1,6 +1,7 @@
 //! What went wrong, for the operator: a reason with advice, and the error that ends a command, with its exit code.
 
 use std::fmt::{self, Display};
+use std::io;
 
 /// Exit codes. The numbers above 1 are those of `sysexits.h`; the unit does not restart on them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +48,22 @@ impl Error {
     /// Exit code 78.
     pub fn config(what: impl Display, why: impl Display, fix: impl Display) -> Self {
         Self::new(ExitCode::Config, what, why, fix)
+    }
+
+    pub fn no_thread(name: &str, why: io::Error) -> Self {
+        Self::failed(
+            format_args!("start the {name} thread"),
+            why,
+            "raise the limit of threads (ulimit -u, TasksMax)",
+        )
+    }
+
+    pub fn no_eventfd(why: io::Error) -> Self {
+        Self::failed("eventfd", why, "raise the limit of descriptors (ulimit -n)")
+    }
+
+    pub fn no_signals(why: io::Error) -> Self {
+        Self::failed("signals", why, "start it where signals can be handled")
     }
 
     /// Several problems reported together, each as a line of the same form.

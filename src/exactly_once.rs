@@ -58,12 +58,12 @@ pub mod intent;
 use crate::producer::BeforeSend;
 use crate::producer::batch::Batch;
 use crate::producer::recovered::{LastSequence, TopicPartition};
-use crate::record::{Range, StreamId};
+use crate::record::{BatchGroupNo, Range, StreamId};
 use crate::report::{Blocked, Board};
 use crate::streams::SavedPositions;
 use crate::streams::mailbox::Mailbox;
 use analyze::Loaded;
-use file::{Binding, HALF, IntentFile, RecordGroup};
+use file::{Binding, FRAME, HALF, IntentFile, RecordGroup};
 use intent::{Intent, IntentRecord};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -75,6 +75,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 struct OpenIntent {
     serial: u64,
+    group_no: BatchGroupNo,
     spans: Vec<(StreamId, Range)>,
     /// Its record, copied when the file switches halves.
     payload: Vec<u8>,
@@ -129,19 +130,32 @@ impl IntentLog {
     /// Writes intents and returns how many of the batches have theirs. The others have to wait until positions are
     /// saved.
     fn put(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
-        let n = self.write(batches)?;
-        let needed: usize = self.live.iter().map(|l| l.payload.len()).sum();
-        if n == batches.len() || needed as u64 > HALF / 2 {
+        let (n, is_full) = self.write(batches)?;
+        if !is_full {
             return Ok(n);
         }
         // The records written so far are among those copied.
         self.change_halves()?;
-        Ok(n + self.write(&mut batches[n..])?)
+        Ok(n + self.write(&mut batches[n..])?.0)
     }
 
-    /// Writes as many intents as fit and returns how many of the batches have theirs. Marks those batches as
-    /// recorded.
-    fn write(&mut self, batches: &mut [Batch]) -> io::Result<usize> {
+    /// How many bytes of a half the unsettled intents may take, with one more of this group. While a partition is down, its
+    /// lines keep groups unsettled. The other batches must leave room for those that settle them: first no group begins,
+    /// and then only the oldest is completed.
+    fn most(&self, group_no: BatchGroupNo) -> u64 {
+        let groups = || self.live.iter().map(|l| l.group_no);
+        match (groups().min(), groups().max()) {
+            (_, Some(newest)) if group_no > newest => HALF / 2,
+            (Some(oldest), _) if group_no > oldest => HALF / 4 * 3,
+            _ => HALF / 8 * 7, // the rest is for the last sequences
+        }
+    }
+
+    /// Writes as many intents as fit and returns how many of the batches have theirs, and whether the next one would fit
+    /// into an empty half. Marks those batches as recorded.
+    fn write(&mut self, batches: &mut [Batch]) -> io::Result<(usize, bool)> {
+        let mut needed: usize = self.live.iter().map(OpenIntent::size).sum();
+        let mut is_full = false;
         let mut group = RecordGroup::default();
         let mut added: Vec<(OpenIntent, LastSequence, u64)> = Vec::new();
         let mut fits = 0;
@@ -156,7 +170,12 @@ impl IntentLog {
             let intent = Intent::of(batch, numbers, serial, follows);
             let (last, voids) = (intent.last(), intent.voids);
             let live = OpenIntent::of(intent);
-            if !self.store.has_room(&group, live.payload.len()) {
+            needed += live.size();
+            if needed as u64 > self.most(batch.group_no) {
+                break;
+            }
+            is_full = !self.store.has_room(&group, live.payload.len());
+            if is_full {
                 break;
             }
             self.store.add(&mut group, &live.payload);
@@ -164,7 +183,7 @@ impl IntentLog {
             fits += 1;
         }
         if group.is_empty() {
-            return Ok(fits);
+            return Ok((fits, is_full));
         }
         self.store.append(&group, self.binding.synced)?;
         let mut serials = added.iter().map(|(live, ..)| live.serial);
@@ -181,7 +200,7 @@ impl IntentLog {
             self.live.push(live);
         }
         self.report();
-        Ok(fits)
+        Ok((fits, is_full))
     }
 
     /// Copies only the records still needed, so there is room afterwards unless much is unsettled.
@@ -220,10 +239,15 @@ impl IntentLog {
 impl OpenIntent {
     fn of(intent: Intent) -> OpenIntent {
         let spans = intent.pieces.iter().map(|p| p.spans()).collect();
-        let serial = intent.serial;
+        let (serial, group_no) = (intent.serial, intent.group_no);
         let mut payload = Vec::new();
         IntentRecord::Intent(intent).write(&mut payload);
-        OpenIntent { serial, spans, payload }
+        OpenIntent { serial, group_no, spans, payload }
+    }
+
+    /// Bytes in the file.
+    fn size(&self) -> usize {
+        FRAME + self.payload.len()
     }
 }
 
@@ -287,6 +311,8 @@ impl IntentLog {
         if ready.is_empty() {
             return ready;
         }
+        // First those that need no room, then the oldest, which settle the most. A partition has only one here.
+        ready.sort_by_key(|b| (b.noted != b.numbers, b.group_no));
         self.board.state().writing = Some(Instant::now());
         let done = self.put(&mut ready);
         self.board.state().writing = None;

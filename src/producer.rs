@@ -35,7 +35,7 @@ pub mod record_encoder;
 pub mod recovered;
 pub mod sequence;
 #[cfg(test)]
-mod sim;
+pub mod sim;
 pub mod spending;
 #[cfg(test)]
 pub mod testing;

@@ -20,6 +20,8 @@ pub mod store;
 mod totals;
 
 pub use saver::Saver;
+#[cfg(test)]
+pub use saver::Work;
 
 use crate::error::Error;
 use crate::private_file;

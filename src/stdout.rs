@@ -101,11 +101,10 @@ impl<W: Write> LineBuffer<W> {
             }
             if line.len() >= BUFFER {
                 result = std::mem::replace(&mut result, Ok(())).and_then(|()| to.write_all(line));
-                text.push(b'\n');
             } else {
                 text.extend_from_slice(line);
-                text.push(b'\n');
             }
+            text.push(b'\n');
         });
         self.written.push(batch);
         result

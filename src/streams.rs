@@ -31,6 +31,7 @@ use crate::lock::lock;
 use crate::record::{Ack, Closed, Ending, Identity, Point, StreamId};
 use crossbeam_channel::Sender;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -90,7 +91,7 @@ pub struct Pending {
     /// Someone waits for the next save.
     pub urgent: bool,
     /// Dropped when a save that includes everything up to now has succeeded or failed.
-    pub waiting: Vec<Sender<()>>,
+    pub waiting: Vec<Sender<Infallible>>,
     /// No more changes will come: save and exit.
     pub ending: bool,
 }
@@ -202,7 +203,7 @@ impl Registry {
     }
 
     /// The first scan of all patterns is over. `done` is dropped when that is saved, or the save has failed.
-    pub fn first_scan_done(&self, done: Sender<()>) {
+    pub fn first_scan_done(&self, done: Sender<Infallible>) {
         let mut inner = self.lock();
         if std::mem::take(&mut inner.from_beginning) {
             inner.pending.changed.get_or_insert_with(Instant::now);

@@ -334,7 +334,7 @@ struct Tail<'a> {
 
 /// See [`Known::folder`]. Decisions still open when the agent stops are made at the next start.
 fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>, Halt> {
-    let decides = lock(&folder);
+    let decides = lock(folder);
     if stop.is_on() { Err(Halt::Stopped) } else { Ok(decides) }
 }
 

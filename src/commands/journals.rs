@@ -28,11 +28,9 @@ impl Journals {
         registry: Option<&'e Registry>,
         out: &Outlet,
     ) -> Result<Journals, Error> {
-        let trouble =
-            |e| Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
         let mut handles = Vec::new();
         for plan in plans {
-            let waker = Waker::new().map_err(trouble)?;
+            let waker = Waker::new().map_err(Error::no_eventfd)?;
             let (handle, stop) = stop::pair();
             handles.push(Waking::new(handle, &waker));
             let is_its = |s: &&crate::streams::SavedStream| {
@@ -54,7 +52,7 @@ impl Journals {
                 follow::run(options, context, out, &waker, &stop);
             };
             let thread = Builder::new().name("journal".into()).stack_size(STACK);
-            thread.spawn_scoped(scope, body).map_err(trouble)?;
+            thread.spawn_scoped(scope, body).map_err(|e| Error::no_thread("journal", e))?;
         }
         Ok(Journals(handles))
     }

@@ -64,8 +64,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let watchdog = Watchdog::from_env(&board.heartbeats);
     let budget = Arc::new(Budget::new(config.agent.memory));
     let _ = board.budget.set(budget.clone());
-    let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
-    let waker = Waker::new().map_err(trouble)?;
+    let waker = Waker::new().map_err(Error::no_eventfd)?;
     let (publisher, mailbox) = mailbox::pair(&waker);
     let (mut folder, mut saved) = state::open(state_options(&config, publisher), &board)?;
     let mut shares = Shares::of(&budget);
@@ -109,9 +108,8 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
     let stuck = config.agent.state_dir.is_some().then_some(halt_on);
     let left = left(&config);
     let (changes, changed) = producer::Changes::new(&waker);
-    let trouble =
-        |e| Error::failed("start the status thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
-    let live = live::start(board.clone(), config.agent.state_dir.as_deref()).map_err(trouble)?;
+    let live = live::start(board.clone(), config.agent.state_dir.as_deref());
+    let live = live.map_err(|e| Error::no_thread("status", e))?;
     let context = producer::driver::Context { board: board.clone(), waker };
     let ended = thread::scope(|scope| {
         let (board, registry): (&Board, &Registry) = (&board, &registry);
@@ -180,8 +178,8 @@ fn start<'s, T: Send + 's>(
     name: &str,
     body: impl FnOnce() -> T + Send + 's,
 ) -> Result<ScopedJoinHandle<'s, T>, Error> {
-    let trouble = |e| Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)");
-    Builder::new().name(name.into()).stack_size(STACK).spawn_scoped(scope, body).map_err(trouble)
+    let thread = Builder::new().name(name.into()).stack_size(STACK);
+    thread.spawn_scoped(scope, body).map_err(|e| Error::no_thread(name, e))
 }
 
 /// The main thread's loop: handles watch events, signals and the ends of stages.
@@ -219,7 +217,7 @@ impl RunLoop<'_, '_> {
         let mut deadline = never();
         let mut scanned = self.supervisor.scanned.clone();
         let mut too_slow = never();
-        let mut flushed = never::<()>();
+        let mut flushed = never();
         let mut watchdog_due = self.watchdog.next();
         loop {
             select! {
@@ -323,7 +321,7 @@ impl RunLoop<'_, '_> {
 
     /// Saves identity and size of every file before readiness is reported, so that a crash cannot turn an old file
     /// into a new one.
-    fn save_first_scan(&mut self) -> Receiver<()> {
+    fn save_first_scan(&mut self) -> Receiver<Infallible> {
         let (done, flushed) = bounded(1);
         if self.stopping.is_none() {
             for pattern in self.supervisor.patterns() {
@@ -411,7 +409,7 @@ fn state_options(config: &Config, publisher: Publisher) -> state::StateOptions {
 }
 
 /// The streams that tails continue: not those of journals.
-fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
+pub fn entries(saved: &Saved) -> impl Iterator<Item = Entry> + '_ {
     saved.streams.iter().filter(|s| s.at.mark.seqnum().is_none()).map(|s| Entry {
         stream: s.stream,
         path: s.path.to_path_buf(),

@@ -35,8 +35,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// `at_once` exits immediately, for the second signal.
 pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
-    let trouble = |e| Error::failed("signals", e, "start it where signals can be handled");
-    let signals = signals::start().map_err(trouble)?;
+    let signals = signals::start().map_err(Error::no_signals)?;
     let (mut kafka, topic) = config::load_kafka(&asked.overrides())?;
     kafka.acks = asked.acks.unwrap_or(kafka.acks);
     let board = Arc::new(Board::default());
@@ -52,8 +51,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         receipts: Some(receipt_tx),
         ..producer::ProducerOptions::default()
     };
-    let no_eventfd = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
-    let waker = Waker::new().map_err(no_eventfd)?;
+    let waker = Waker::new().map_err(Error::no_eventfd)?;
     let (chunks, inbox) = handover::chunks(4, &waker);
     let registry = Arc::new(Registry::default());
     let outlet = Outlet::new(registry.clone(), chunks);
@@ -80,7 +78,8 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
     thread::scope(|scope| {
         let board: &Board = &board;
         let body = move || producer::run(producer);
-        let shipping = thread("producer").spawn_scoped(scope, body).map_err(threads)?;
+        let shipping = thread("producer").spawn_scoped(scope, body);
+        let shipping = shipping.map_err(|e| Error::no_thread("producer", e))?;
         let (give_up, input) = (Some(give_up), Some(input_stop));
         let mut send_loop =
             SendLoop { give_up, input, stopping: false, stored: 0, given: &given, board, at_once };
@@ -130,10 +129,6 @@ fn verdict(given: u64, stored: u64, refused: u64) -> Result<ExitCode, Error> {
 
 fn thread(name: &str) -> Builder {
     Builder::new().name(name.to_owned()).stack_size(256 << 10)
-}
-
-fn threads(e: io::Error) -> Error {
-    Error::failed("start a thread", e, "raise the limit of threads (ulimit -u, TasksMax)")
 }
 
 /// The main thread's loop: prints receipts and handles signals.
@@ -236,7 +231,7 @@ impl SendInput {
                 let _ = tell.send(Error::failed("standard input", e, "the lines before it were sent"));
             }
         };
-        thread("input").spawn(body).map_err(threads)?;
+        thread("input").spawn(body).map_err(|e| Error::no_thread("input", e))?;
         Ok(failed)
     }
 

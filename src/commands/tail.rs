@@ -19,8 +19,7 @@ use std::sync::Arc;
 use std::thread;
 
 pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
-    let signals =
-        signals::start().map_err(|e| Error::failed("signals", e, "start it where signals can be handled"))?;
+    let signals = signals::start().map_err(Error::no_signals)?;
     let journal = asked.journal.then_some(asked.units);
     let overrides = Overrides { from: Some(asked.from), files: asked.files, journal, ..Overrides::default() };
     let config = config::load(&overrides)?;
@@ -28,8 +27,7 @@ pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
     let mut shares = options::Shares::of(&Arc::new(Budget::new(config.agent.memory)));
     let sources = options::sources(&config, &mut shares, |_| false);
     // Nothing here sleeps in poll(2), so this waker has no effect.
-    let trouble = |e| Error::failed("eventfd", e, "raise the limit of descriptors (ulimit -n)");
-    let (out, chunks) = handover::chunks(64, &Waker::new().map_err(trouble)?);
+    let (out, chunks) = handover::chunks(64, &Waker::new().map_err(Error::no_eventfd)?);
     let out = Outlet::new(Arc::default(), out);
     let journals = options::journals(&config, &shares, |_| false);
     thread::scope(|scope| {

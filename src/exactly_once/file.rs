@@ -23,7 +23,8 @@ const HEAD: u64 = 4096;
 const DATA: u64 = 2 * HEAD;
 /// Bytes per half. Small in tests, so that halves switch often.
 pub const HALF: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
-const FRAME: usize = 8;
+/// Bytes of a record in addition to its payload.
+pub const FRAME: usize = 8;
 
 /// The machine, boot and program that wrote a half.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

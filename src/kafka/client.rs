@@ -6,7 +6,7 @@ use crate::kafka::fetcher::Fetcher;
 use crate::kafka::net::connection::is_readable;
 use crate::kafka::protocol::messages::Node;
 use crate::producer::batch::Batch;
-use crate::producer::driver::{Context, Driver, Event, Leave, Order, Verdict};
+use crate::producer::driver::{Context, Driver, Event, Leave, Order};
 use crate::sys::heap;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
@@ -49,8 +49,7 @@ impl Client {
             Ok(node) => self.broker(node).peer.waiting.push_back(batch),
             Err((pace, why)) => {
                 self.shared.cluster.stale(&batch.group.topic, now);
-                let verdict = Verdict::Retry { maybe_stored: false, pace, why };
-                self.shared.events.push(Event::Done { batch, verdict });
+                self.shared.events.push(Event::retry(batch, false, pace, &why));
             }
         }
     }

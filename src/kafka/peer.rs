@@ -27,10 +27,7 @@ impl Peer {
 
     /// Returns all batches not yet in a request.
     pub fn return_waiting(&mut self, shared: &mut Shared, pace: Pace, why: &str) {
-        for batch in self.waiting.drain(..) {
-            let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
-            shared.events.push(Event::Done { batch, verdict });
-        }
+        shared.events.extend(self.waiting.drain(..).map(|b| Event::retry(b, false, pace, why)));
         self.asks.drain(..).for_each(|asked| shared.producer_described(&asked, Err(why.to_owned())));
     }
 
@@ -44,9 +41,8 @@ impl Peer {
         }
         for batch in std::mem::take(&mut self.waiting) {
             if same(&batch) {
-                let why = "a batch before it was not stored".to_owned();
-                let verdict = Verdict::Retry { maybe_stored: false, pace: Pace::Now, why };
-                shared.events.push(Event::Done { batch, verdict });
+                let why = "a batch before it was not stored";
+                shared.events.push(Event::retry(batch, false, Pace::Now, why));
             } else {
                 self.waiting.push_back(batch);
             }

@@ -264,6 +264,12 @@ fn converse(
                 let act = now.act(&request);
                 drop(now);
                 produce_v0::perform(&act, &request, world);
+                if matches!(act, Act::Close | Act::StoreAndClose) {
+                    return Ok(()); // what has arrived meanwhile could still be read
+                }
+                if matches!(act, Act::Close | Act::StoreAndClose) {
+                    return Ok(()); // what has arrived meanwhile could still be read
+                }
             }
             _ => drop(asked.send(request)),
         }

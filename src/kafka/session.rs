@@ -369,12 +369,8 @@ impl Session {
         for (request, maybe_stored) in in_flight.chain(writing) {
             match request.what {
                 What::Produce { batches, .. } => {
-                    for batch in batches.into_iter().flatten() {
-                        let why = why.to_owned();
-                        shared
-                            .events
-                            .push(Event::Done { batch, verdict: Verdict::Retry { maybe_stored, pace, why } });
-                    }
+                    let batches = batches.into_iter().flatten();
+                    shared.events.extend(batches.map(|b| Event::retry(b, maybe_stored, pace, why)));
                 }
                 What::Ask { asked, .. } => shared.producer_described(&asked, Err(why.to_owned())),
             }

@@ -213,6 +213,13 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// A batch that is not known to be stored.
+    pub fn retry(batch: Batch, maybe_stored: bool, pace: Pace, why: &str) -> Event {
+        Event::Done { batch, verdict: Verdict::Retry { maybe_stored, pace, why: why.to_owned() } }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
     /// "classic", "modern" or "stdout".

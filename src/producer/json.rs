@@ -57,18 +57,8 @@ pub fn time(out: &mut Vec<u8>, ms: i64) {
 }
 
 /// Appends a number in decimal.
-pub fn number(out: &mut Vec<u8>, mut n: u64) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
+pub fn number(out: &mut Vec<u8>, n: u64) {
+    let _ = serde_json::to_writer(out, &n); // writing to a Vec cannot fail
 }
 
 /// Appends the field at `path` of a line that is one JSON object; returns whether it was found. Strings yield their

@@ -3,14 +3,12 @@
 //!
 //! The brokers are in `sim/broker.rs`.
 
-mod broker;
+pub mod broker;
 mod once;
 
-use super::batch::Batch;
-use super::core::Core;
-use super::driver::{Capabilities, Drive, Event, Leave, Order, TopicView, Verdict};
-use super::partition::Now;
-use super::record_encoder::RecordEncoder;
+pub use super::core::Core;
+use super::driver::{Drive, Leave};
+pub use super::partition::Now;
 use super::testing::{chunk_of, origin};
 use super::{Change, Partitioner, ProducerOptions};
 use crate::backoff::Rng;
@@ -18,9 +16,9 @@ use crate::budget::{Budget, Share};
 use crate::chunk::Origin;
 use crate::record::{Key, Shape, StreamId};
 use crate::report::Board;
-use broker::Log;
+use broker::{Brokers, Script};
 use regex::bytes::Regex;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -30,24 +28,22 @@ static KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new("k[0-7]").unwrap());
 
 /// What may happen in one run.
 #[derive(Clone, Copy, Debug, Default)]
-struct Script {
-    idempotent: bool,
-    /// Lines that no broker accepts, and limits that change.
-    refusals: bool,
-    /// Producer state is lost entirely, or another producer fences ours: then sequence numbers prove nothing.
-    amnesia: bool,
-    /// `auto` changes the driver.
-    changes: bool,
+struct Scenario {
+    script: Script,
     /// Reloads the config: changes the driver and the batch size.
     reloads: bool,
-    /// The leader cannot be asked (before 2.8, or no right to read).
-    mute: bool,
     partitioner: Option<Partitioner>,
 }
 
+impl Scenario {
+    fn of(script: Script) -> Scenario {
+        Scenario { script, ..Scenario::default() }
+    }
+}
+
 struct World<'b> {
-    rng: Rng,
-    script: Script,
+    brokers: Brokers,
+    reloads: bool,
     core: Core<'b>,
     board: &'b Board,
     now: Now,
@@ -58,26 +54,16 @@ struct World<'b> {
     /// Next line of each stream; a line is `stream * 1_000_000 + n`.
     next: Vec<u64>,
     left: u64,
-    logs: BTreeMap<i32, Log>,
-    capabilities: Option<Capabilities>,
-    pids: i64,
-    /// Events on their way back, in any order between partitions.
-    back: VecDeque<Event>,
-    /// Lines that no broker accepts.
-    bad: BTreeSet<u64>,
-    largest: usize,
-    faults: bool,
     acked: BTreeMap<u64, Vec<std::ops::Range<u64>>>,
     /// The lines of each chunk, by stream and start.
     chunks: BTreeMap<(u64, u64), Vec<u64>>,
-    pen: RecordEncoder,
 }
 
 impl<'b> World<'b> {
-    fn new(seed: u64, script: Script, board: &'b Board, budget: &Budget) -> Self {
+    fn new(seed: u64, scenario: Scenario, board: &'b Board, budget: &Budget) -> Self {
         let mut rng = Rng::new(seed);
         let all = [Partitioner::Sticky, Partitioner::Hash, Partitioner::RoundRobin, Partitioner::Random];
-        let partitioner = script.partitioner.unwrap_or(all[rng.below(4)]);
+        let partitioner = scenario.partitioner.unwrap_or(all[rng.below(4)]);
         let batch = [64, 400, 4000][rng.below(3)];
         let linger = Duration::from_millis([0, 0, 30][rng.below(3)]);
         let options = ProducerOptions { partitioner, batch, linger, seed, ..ProducerOptions::default() };
@@ -89,50 +75,45 @@ impl<'b> World<'b> {
         let streams = 1 + rng.below(3) as u64;
         let origins: Vec<_> =
             (0..streams).map(|s| origin(s, "t", "/log", Shape { key: key(), ..Shape::default() })).collect();
-        let logs = (0..1 + rng.below(4) as i32).map(|id| (id, Log::default())).collect();
+        let partitions = 1 + rng.below(4) as i32;
+        let left = 40 + rng.below(200) as u64;
+        let script = Script { fixed: scenario.partitioner.is_some(), ..scenario.script };
         World {
             core: Core::new(options, board, now),
             share: budget.share(),
             partitioner,
             offsets: vec![0; origins.len()],
             next: vec![0; origins.len()],
-            left: 40 + rng.below(200) as u64,
-            largest: 5000,
-            faults: true,
-            rng,
-            script,
+            left,
+            brokers: Brokers::new(rng, script, partitions),
+            reloads: scenario.reloads,
             board,
             now,
             origins,
-            logs,
-            capabilities: None,
-            pids: 1000,
-            back: VecDeque::new(),
-            bad: BTreeSet::new(),
             acked: BTreeMap::new(),
             chunks: BTreeMap::new(),
-            pen: RecordEncoder::default(),
         }
     }
 
-    fn chance(&mut self, percent: usize) -> bool {
-        self.rng.below(100) < percent
+    fn rng(&mut self) -> &mut Rng {
+        &mut self.brokers.rng
     }
 
     /// A tail sends a chunk, occasionally one without lines.
     fn feed(&mut self) {
-        let s = self.rng.below(self.origins.len());
-        let n = if self.chance(5) { 0 } else { (1 + self.rng.below(12) as u64).min(self.left) };
+        let streams = self.origins.len();
+        let s = self.rng().below(streams);
+        let n = if self.brokers.chance(5) { 0 } else { (1 + self.rng().below(12) as u64).min(self.left) };
         let mut texts = Vec::new();
         let mut ids = Vec::new();
         for _ in 0..n {
             let id = s as u64 * 1_000_000 + self.next[s];
             self.next[s] += 1;
-            if self.script.refusals && self.chance(3) {
-                self.bad.insert(id);
+            if self.brokers.script.refusals && self.brokers.chance(3) {
+                self.brokers.bad.insert(id);
             }
-            let pad = self.rng.below(30);
-            texts.push(format!("{id} k{} {}", self.rng.below(10), "x".repeat(pad)).into_bytes());
+            let pad = self.rng().below(30);
+            texts.push(format!("{id} k{} {}", self.rng().below(10), "x".repeat(pad)).into_bytes());
             ids.push(id);
         }
         self.left -= n;
@@ -148,41 +129,11 @@ impl<'b> World<'b> {
         self.core.chunk(chunk, self.now);
     }
 
-    fn ids(&mut self, batch: &Batch) -> Vec<u64> {
-        let mut ids = Vec::new();
-        self.pen.each(batch, |r| {
-            let text = std::str::from_utf8(&r.value).unwrap();
-            ids.push(text.split(' ').next().unwrap().parse().unwrap());
-        });
-        assert_eq!(ids.len(), batch.count as usize);
-        ids
-    }
-
     /// Collects the core's orders and acks.
     fn collect(&mut self) -> Option<Instant> {
         let wake = self.core.tick(self.now);
-        let orders: Vec<Order> = self.core.orders().collect();
-        for order in orders {
-            match order {
-                Order::Topic(_) => self.view(),
-                Order::ProducerId => {
-                    self.pids += 1;
-                    self.back
-                        .push_back(Event::ProducerId { pid: self.pids, epoch: self.rng.below(2) as i16 });
-                }
-                Order::Ask { topic, partition, pid } => {
-                    let known = self.logs[&partition].producers.get(&pid);
-                    let last = known.and_then(|p| p.last.back().map(|l| (p.epoch, l.1)));
-                    let last = if self.script.mute { Err("not authorized".into()) } else { Ok(last) };
-                    self.back.push_back(Event::Described { topic, partition, pid, last });
-                }
-                Order::Send(batches) => batches.into_iter().for_each(|b| self.depart(b)),
-                Order::Change(_) => {
-                    assert!(self.logs.values().all(|l| l.wire.is_empty()), "the driver still has batches");
-                    self.capabilities = None;
-                    self.ready();
-                }
-            }
+        for order in self.core.orders() {
+            self.brokers.order(order, |_, _| {});
         }
         for ack in std::mem::take(&mut self.core.acks) {
             self.check_ack(ack.stream, ack.range);
@@ -190,97 +141,43 @@ impl<'b> World<'b> {
         wake
     }
 
-    fn depart(&mut self, batch: Batch) {
-        let capabilities = self.capabilities.as_ref().expect("nothing is sent before Ready");
-        assert_eq!(batch.numbers.is_some(), capabilities.idempotent);
-        let log = self.logs.get_mut(&batch.partition).expect("a partition that exists");
-        if log.unreported > 0 {
-            return self.again(batch, false);
-        }
-        log.wire.push_back(batch);
-        assert!(log.wire.len() <= capabilities.in_flight, "too many in flight");
-        // A broker that does not know the id accepts any sequence, so such a batch must be in flight alone.
-        if let Some(n) = log.wire.front().and_then(|b| b.numbers) {
-            let known = log.producers.get(&n.pid).is_some_and(|p| p.epoch == n.epoch);
-            assert!(
-                known || self.script.amnesia || log.wire.len() == 1,
-                "the first batch of an id is not alone in flight"
-            );
-        }
-    }
-
     fn check_ack(&mut self, stream: StreamId, range: std::ops::Range<u64>) {
         let lines = self.chunks.remove(&(stream.0, range.start)).expect("one ack for each chunk");
         for id in lines {
-            let stored = self.logs.values().any(|l| l.lines.contains(&id));
-            assert!(stored != self.bad.contains(&id), "line {id} was acked, stored: {stored}");
+            let stored = self.brokers.has_stored(id);
+            assert!(stored != self.brokers.bad.contains(&id), "line {id} was acked, stored: {stored}");
         }
         self.acked.entry(stream.0).or_default().push(range);
     }
 
-    fn view(&mut self) {
-        let partitions: Vec<i32> = self.logs.keys().copied().collect();
-        let dead = if self.faults { self.rng.below(3) } else { 0 };
-        let available = partitions.iter().copied().filter(|_| dead == 0 || self.rng.below(3) > 0).collect();
-        self.back.push_back(Event::Topic(TopicView {
-            topic: "t".into(),
-            id: [0; 16],
-            partitions,
-            available,
-        }));
-    }
-
-    fn ready(&mut self) {
-        let idempotent = if self.script.changes { self.chance(50) } else { self.script.idempotent };
-        let in_flight = if idempotent { 1 + self.rng.below(5) } else { 1 };
-        self.back.push_back(Event::Ready(Capabilities { name: "model", idempotent, in_flight }));
-    }
-
     fn reload(&mut self) {
-        let batch = [64, 400, 4000][self.rng.below(3)];
-        let linger = Duration::from_millis([0, 0, 30][self.rng.below(3)]);
+        let batch = [64, 400, 4000][self.rng().below(3)];
+        let linger = Duration::from_millis([0, 0, 30][self.rng().below(3)]);
         let options =
             ProducerOptions { partitioner: self.partitioner, batch, linger, ..ProducerOptions::default() };
-        let drive = self.chance(70).then(|| Drive::worker(None, |_, _, _| Leave::Closed));
+        let drive = self.brokers.chance(70).then(|| Drive::worker(None, |_, _, _| Leave::Closed));
         self.core.change(Change { options, drive, elsewhere: false }, self.now);
     }
 
-    fn step(&mut self) -> bool {
-        let busy: Vec<i32> =
-            self.logs.iter().filter(|(_, l)| !l.wire.is_empty()).map(|(id, _)| *id).collect();
-        match self.rng.below(10) {
+    fn step(&mut self) {
+        match self.rng().below(10) {
             0..=1 if self.left > 0 => self.feed(),
-            2..=4 if !self.back.is_empty() => {
-                let event = self.back.pop_front().unwrap();
-                self.tell(event);
+            2..=4 => {
+                if let Some(event) = self.brokers.event() {
+                    self.core.event(event, self.now).unwrap();
+                }
             }
-            5..=7 if !busy.is_empty() => {
-                let id = busy[self.rng.below(busy.len())];
-                self.serve(id);
-            }
-            8 if self.faults && self.chance(20) => self.fault(),
+            5..=7 => self.brokers.serve(),
+            8 if self.brokers.faults && self.brokers.chance(20) => match self.rng().below(8) {
+                7 if self.reloads => self.reload(),
+                which => self.brokers.fault(which),
+            },
             9 => {
-                let ms = self.rng.next() % 40;
+                let ms = self.rng().next() % 40;
                 self.pass(Duration::from_millis(ms));
             }
-            _ => return false,
+            _ => {}
         }
-        true
-    }
-
-    fn tell(&mut self, event: Event) {
-        if let Event::Done { batch, verdict: Verdict::Retry { maybe_stored: true, .. } } = &event {
-            self.logs.get_mut(&batch.partition).unwrap().unreported -= 1;
-        }
-        if let Event::Ready(capabilities) = &event {
-            // All batches must have been returned, including those sent in the meantime.
-            if self.logs.values().any(|l| !l.wire.is_empty()) {
-                self.logs.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.cut(id));
-                return self.back.push_back(event);
-            }
-            self.capabilities = Some(capabilities.clone());
-        }
-        self.core.event(event, self.now).unwrap();
     }
 
     fn pass(&mut self, time: Duration) {
@@ -289,22 +186,22 @@ impl<'b> World<'b> {
 
     /// Feeds everything under faults, then everything must complete without any.
     fn run(&mut self) {
-        self.ready();
+        self.brokers.connect();
         for steps in 0.. {
             assert!(steps < 200_000, "it never finishes");
-            self.faults = steps < 600;
-            if !self.faults {
-                self.largest = 5000;
+            let faults = steps < 600;
+            self.brokers.faults = faults;
+            if !faults {
+                self.brokers.largest = usize::MAX;
             }
-            if self.left == 0 && !self.faults {
+            if self.left == 0 && !faults {
                 self.core.close();
             }
             let wake = self.collect();
-            if self.core.is_empty() && self.left == 0 && !self.faults {
+            if self.core.is_empty() && self.left == 0 && !faults {
                 return;
             }
-            let quiet = self.back.is_empty() && self.logs.values().all(|l| l.wire.is_empty());
-            if quiet && self.left == 0 && !self.faults {
+            if self.brokers.is_quiet() && self.left == 0 && !faults {
                 // Nothing will happen before the next deadline.
                 let wake = wake.expect("work is left, and no event or deadline is pending");
                 self.pass(wake.saturating_duration_since(self.now.at));
@@ -319,61 +216,49 @@ impl<'b> World<'b> {
         assert_eq!(budget.used(), 0, "a permit was leaked");
         assert!(self.chunks.is_empty(), "never acked: {:?}", self.chunks);
         let mut stored: HashMap<u64, u32> = HashMap::new();
-        self.logs.values().flat_map(|l| &l.lines).for_each(|id| *stored.entry(*id).or_default() += 1);
+        self.brokers.logs.values().flat_map(|l| &l.lines).for_each(|id| *stored.entry(*id).or_default() += 1);
         let mut doubled = 0;
         for (s, n) in self.next.iter().enumerate() {
             for id in (0..*n).map(|i| s as u64 * 1_000_000 + i) {
                 let times = stored.get(&id).copied().unwrap_or(0);
-                assert_eq!(times > 0, !self.bad.contains(&id), "line {id} is stored {times} times");
+                assert_eq!(times > 0, !self.brokers.bad.contains(&id), "line {id} is stored {times} times");
                 doubled += u64::from(times.saturating_sub(1));
             }
         }
         let totals = &self.board.totals;
-        assert_eq!(totals.dead_lettered.load(Relaxed), self.bad.len() as u64);
+        assert_eq!(totals.dead_lettered.load(Relaxed), self.brokers.bad.len() as u64);
         let (uncertain, at_most) = (totals.uncertain.load(Relaxed), totals.resent.load(Relaxed));
-        if !self.script.amnesia {
+        if !self.brokers.script.amnesia {
             assert!(doubled <= uncertain + at_most, "{doubled} doubled, {uncertain} + {at_most} reported");
-            self.verify_order();
+            self.brokers.verify_order(|line| line / 1_000_000);
         }
-        if self.script.idempotent && !self.script.changes {
+        if self.brokers.script.idempotent && !self.brokers.script.changes {
             assert_eq!(at_most, 0);
-            if !(self.script.amnesia || self.script.mute || self.script.refusals) {
+            if !(self.brokers.script.amnesia || self.brokers.script.mute || self.brokers.script.refusals) {
                 assert_eq!((doubled, uncertain), (0, 0), "doubled, uncertain");
-            }
-        }
-    }
-
-    /// Lines of a stream are in order within each partition, ignoring repeats.
-    fn verify_order(&self) {
-        for (id, log) in &self.logs {
-            let mut seen = BTreeSet::new();
-            let mut last: HashMap<u64, u64> = HashMap::new();
-            for line in log.lines.iter().filter(|l| seen.insert(**l)) {
-                let before = last.insert(*line / 1_000_000, *line);
-                assert!(before < Some(*line), "partition {id}: {line} after {before:?}");
             }
         }
     }
 }
 
 /// The seeds to run: `default` many, `SEEDS=n` of them, or only `SEED=n`.
-fn seeds(default: u64) -> std::ops::Range<u64> {
+pub fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
     number("SEED").map_or(0..number("SEEDS").unwrap_or(default), |seed| seed..seed + 1)
 }
 
 /// Runs `seeds` worlds; a failure names the seed.
-fn worlds(seeds: u64, script: Script) {
+fn worlds(seeds: u64, scenario: Scenario) {
     for seed in self::seeds(seeds) {
         let run = || {
             let board = Board::default();
             let budget = Budget::new(1 << 30);
-            let mut world = World::new(seed, script, &board, &budget);
+            let mut world = World::new(seed, scenario, &board, &budget);
             world.run();
             world.verify(&budget);
         };
         if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-            eprintln!("SEED={seed} with {script:?}");
+            eprintln!("SEED={seed} with {scenario:?}");
             std::panic::resume_unwind(panic);
         }
     }
@@ -386,29 +271,32 @@ const SEEDS: u64 = 300;
 /// duplicated.
 #[test]
 fn an_idempotent_producer_stores_each_line_once() {
-    worlds(SEEDS, Script { idempotent: true, ..Script::default() });
+    worlds(SEEDS, Scenario::of(Script { idempotent: true, ..Script::default() }));
 }
 
 /// Fails when a refused batch leaves a gap, drops a neighbor, or its records are reordered.
 #[test]
 fn refusals_cost_only_the_bad_records() {
     for idempotent in [false, true] {
-        worlds(SEEDS, Script { idempotent, refusals: true, ..Script::default() });
+        worlds(SEEDS, Scenario::of(Script { idempotent, refusals: true, ..Script::default() }));
     }
 }
 
 /// Fails when a line is lost or acknowledged too early, or there are more duplicates than reported.
 #[test]
 fn a_plain_producer_stores_each_line_at_least_once() {
-    worlds(SEEDS, Script::default());
+    worlds(SEEDS, Scenario::default());
 }
 
 /// Fails when an unprovable batch is dropped, retried endlessly, or not counted as uncertain.
 #[test]
 fn brokers_that_forget_producers_or_cannot_be_asked_lose_nothing() {
     for refusals in [false, true] {
-        worlds(SEEDS, Script { idempotent: true, amnesia: true, refusals, ..Script::default() });
-        worlds(SEEDS, Script { idempotent: true, mute: true, refusals, ..Script::default() });
+        worlds(
+            SEEDS,
+            Scenario::of(Script { idempotent: true, amnesia: true, refusals, ..Script::default() }),
+        );
+        worlds(SEEDS, Scenario::of(Script { idempotent: true, mute: true, refusals, ..Script::default() }));
     }
 }
 
@@ -416,7 +304,10 @@ fn brokers_that_forget_producers_or_cannot_be_asked_lose_nothing() {
 #[test]
 fn the_driver_may_change_at_any_time() {
     for refusals in [false, true] {
-        worlds(SEEDS, Script { idempotent: true, changes: true, refusals, ..Script::default() });
+        worlds(
+            SEEDS,
+            Scenario::of(Script { idempotent: true, changes: true, refusals, ..Script::default() }),
+        );
     }
 }
 
@@ -426,7 +317,14 @@ fn the_driver_may_change_at_any_time() {
 #[test]
 fn a_reload_loses_and_doubles_nothing() {
     for idempotent in [false, true] {
-        worlds(SEEDS, Script { idempotent, reloads: true, ..Script::default() });
+        worlds(
+            SEEDS,
+            Scenario {
+                script: Script { idempotent, ..Script::default() },
+                reloads: true,
+                ..Scenario::default()
+            },
+        );
     }
 }
 
@@ -434,6 +332,13 @@ fn a_reload_loses_and_doubles_nothing() {
 #[test]
 fn a_fixed_partition() {
     for idempotent in [false, true] {
-        worlds(SEEDS, Script { idempotent, partitioner: Some(Partitioner::Fixed(0)), ..Script::default() });
+        worlds(
+            SEEDS,
+            Scenario {
+                script: Script { idempotent, ..Script::default() },
+                partitioner: Some(Partitioner::Fixed(0)),
+                ..Scenario::default()
+            },
+        );
     }
 }

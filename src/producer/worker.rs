@@ -1,6 +1,6 @@
 //! Runs a blocking driver in its own thread, with one channel for orders and one for events.
 
-use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK, Verdict};
+use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK};
 use crate::heartbeat::Heartbeat;
 use crate::report::Board;
 use crate::sys;
@@ -106,10 +106,9 @@ impl Worker {
 /// Rejects an order that no driver can execute now. Topics and producer ids are ordered again after the next `Ready`.
 pub fn refuse(order: Order, pace: Pace, why: &str, events: &mut Vec<Event>) {
     match order {
-        Order::Send(batches) => events.extend(batches.into_iter().map(|batch| {
-            let verdict = Verdict::Retry { maybe_stored: false, pace, why: why.to_owned() };
-            Event::Done { batch, verdict }
-        })),
+        Order::Send(batches) => {
+            events.extend(batches.into_iter().map(|batch| Event::retry(batch, false, pace, why)));
+        }
         Order::Ask { topic, partition, pid } => {
             events.push(Event::Described { topic, partition, pid, last: Err(why.to_owned()) });
         }
@@ -164,6 +163,7 @@ impl Driver for Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::producer::driver::Verdict;
     use crate::producer::testing::{batch, chunk, plain};
     use crossbeam_channel::bounded;
 

@@ -112,7 +112,7 @@ fn serve(board: &Board, listener: Option<&UnixListener>, textfile: &Textfile, wo
         match next(listener.filter(|_| deaf_until.is_none()), woken, wait) {
             Ok(ServerEvent::End) => return,
             Ok(ServerEvent::Metrics) => {
-                let asked = lock(&textfile).clone();
+                let asked = lock(textfile).clone();
                 if let Some(left) = to.filter(|left| asked.as_ref() != Some(left)) {
                     let _ = fs::remove_file(left); // it may never have been written
                 }

@@ -16,6 +16,7 @@ use crate::streams::mailbox::Publisher;
 use crate::streams::sent_marks::SentMarks;
 use crate::streams::{Registry, Saved, SavedPositions};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded};
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -49,15 +50,8 @@ impl Saver {
             Some(work) => {
                 let (tell, ended) = bounded(1);
                 let body = move || _ = tell.try_send(work.run());
-                let trouble = |e| {
-                    let fix = "raise the limit of threads (TasksMax, ulimit -u)";
-                    Error::failed("start the saver thread", e, fix)
-                };
-                thread::Builder::new()
-                    .name("saver".into())
-                    .stack_size(128 << 10)
-                    .spawn(body)
-                    .map_err(trouble)?;
+                let thread = thread::Builder::new().name("saver".into()).stack_size(128 << 10);
+                thread.spawn(body).map_err(|e| Error::no_thread("saver", e))?;
                 Some(ended)
             }
         };
@@ -66,7 +60,7 @@ impl Saver {
 
     /// The first scan of all patterns is over. `done` is dropped when the files it found are saved, or the save has
     /// failed.
-    pub fn first_scan_done(&self, done: Sender<()>) {
+    pub fn first_scan_done(&self, done: Sender<Infallible>) {
         self.marks.first_scan_done();
         if self.ended.is_some() {
             self.registry.first_scan_done(done);
@@ -94,7 +88,7 @@ fn failed(why: &dyn std::fmt::Display) -> Error {
 }
 
 /// The thread's state.
-struct Work {
+pub struct Work {
     store: PositionsFile,
     marks: Arc<SentMarks>,
     registry: Arc<Registry>,
@@ -109,14 +103,14 @@ struct Work {
     lost_before: u64,
     started: Instant,
     /// Waiting for the next save.
-    waiting: Vec<Sender<()>>,
+    waiting: Vec<Sender<Infallible>>,
     /// The text of `offsets`; its memory is reused.
     text: Vec<u8>,
     trouble: Option<String>,
 }
 
 impl Work {
-    fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
+    pub fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
         let StateFolder { store, marks, saved, sync, publisher, changed, .. } = folder;
         let started = Instant::now();
         let mut schedule = Schedule::new(sync, started);
@@ -181,7 +175,7 @@ impl Work {
         self.clock_before + now.duration_since(self.started).as_secs()
     }
 
-    fn save(&mut self, sync: bool) {
+    pub fn save(&mut self, sync: bool) {
         let waiting = std::mem::take(&mut self.waiting); // dropped after the board shows the result
         self.saved.totals.take_from(&self.board);
         let clock = self.clock(Instant::now());

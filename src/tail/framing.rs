@@ -161,7 +161,7 @@ impl Framer<'_> {
     }
 
     /// One complete line, `start..nl`.
-    #[inline]
+    #[inline(always)]
     fn line(&mut self, start: usize, nl: usize) {
         let (start, end) = self.trim(start, nl);
         self.push(start, end);
@@ -169,7 +169,7 @@ impl Framer<'_> {
     }
 
     /// Strips `\r` at the end and a hole at the start.
-    #[inline]
+    #[inline(always)]
     fn trim(&mut self, start: usize, nl: usize) -> (usize, usize) {
         let end = if nl > start && self.bytes[nl - 1] == b'\r' { nl - 1 } else { nl };
         let start = if start < end && self.bytes[start] == 0 { self.behind_hole(start, end) } else { start };
@@ -189,7 +189,7 @@ impl Framer<'_> {
     }
 
     /// Adds a record, cut to the maximum length.
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, start: usize, end: usize) {
         let mut len = end - start;
         if len > self.rules.max_line {

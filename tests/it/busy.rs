@@ -127,7 +127,7 @@ fn no_instance_is_free() {
     assert_eq!(instances(&agent), 2);
 }
 
-/// Fails when a tail keeps its instance for ever, or when `watch` does not ask for the writes again: two minutes.
+/// Fails when a tail keeps its instance, or when `watch` does not ask for the writes again: two minutes.
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_file_that_is_busy_no_more() {

@@ -30,7 +30,7 @@ const LONG: usize = 2048;
 impl Writer {
     /// Writes a record without key and headers. Its value is the first `len` bytes of `from`; bytes after it may be
     /// read too.
-    #[inline]
+    #[inline(always)]
     fn plain(&mut self, delta: u32, from: &[u8], len: usize) {
         let (delta, value) = (zigzag(delta as i32), zigzag(len as i32));
         let body = 4 + uvarint_len(delta) + uvarint_len(value) + len;
@@ -99,7 +99,7 @@ fn put_varlong(to: &mut [u8; 10], value: i64) -> &[u8] {
 }
 
 /// Copies `len` bytes; may read and write up to [`BLOCK`] more where both sides have them.
-#[inline]
+#[inline(always)]
 fn copy(to: &mut [u8], from: &[u8], len: usize) {
     let whole = len.next_multiple_of(BLOCK);
     if len <= LONG

@@ -247,7 +247,7 @@ impl Writer {
     }
 
     /// Makes room for `more` bytes after the written ones.
-    #[inline]
+    #[inline(always)]
     pub fn room(&mut self, more: usize) -> &mut [u8] {
         if self.bytes.len() - self.at < more {
             self.grow(more);
@@ -334,13 +334,13 @@ impl Writer {
 }
 
 /// The size of `value` as an unsigned varint.
-#[inline]
+#[inline(always)]
 pub const fn uvarint_len(value: u32) -> usize {
     (38 - value.leading_zeros() as usize + (value == 0) as usize) / 7
 }
 
 /// Writes an unsigned varint at the front of `to`; returns its size.
-#[inline]
+#[inline(always)]
 pub fn put_uvarint(to: &mut [u8], mut value: u32) -> usize {
     let mut at = 0;
     while value >= 0x80 {
@@ -353,7 +353,7 @@ pub fn put_uvarint(to: &mut [u8], mut value: u32) -> usize {
 }
 
 /// Signed varints are zigzag: -1 is 1, 1 is 2.
-#[inline]
+#[inline(always)]
 pub const fn zigzag(value: i32) -> u32 {
     ((value << 1) ^ (value >> 31)) as u32
 }

@@ -1,45 +1,56 @@
-//! One run of the simulated agent, from a start to a stop or a crash, with its sent and acknowledged chunks.
+//! One run of the simulated agent, from a start to a stop or a crash: the real tail, producer core, registry and state
+//! folder, connected as `commands::run` connects them.
 
-use super::world::{State, remove};
+use super::producing::Producing;
+use super::world::remove;
 use super::{Op, World};
 use crate::budget::Budget;
 use crate::chunk::Chunk;
-use crate::handover::{Outlet, TailOutput};
-use crate::record::{Ending, StreamId};
+use crate::commands::recover::{Recovered, recover};
+use crate::commands::run::entries;
+use crate::commands::supervisor::SourceOptions;
+use crate::fdstore::FdStore;
+use crate::handover::{self, Outlet};
+use crate::record::{Key, Shape};
 use crate::report::Board;
+use crate::state::{self, Work};
+use crate::streams::mailbox;
 use crate::tail::follow::{Step, Until};
-use crate::tail::known::{Entry, Known};
+use crate::tail::known::Known;
 use crate::tail::open::Reading;
 use crate::tail::{Followed, Halt, Hold, Start, Tail, TailChange, TailOptions, framing};
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use std::collections::{HashMap, VecDeque};
+use crate::waker::Waker;
+use crate::watch::Watched;
+use crate::watch::pattern::{Exclude, Pattern};
+use crossbeam_channel::Receiver;
+use regex::bytes::Regex;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 /// One run of the agent.
 pub struct Life<'a> {
     tail: Tail<'a>,
-    outputs: Receiver<TailOutput>,
-    /// Sent and not acknowledged.
-    in_flight: VecDeque<Chunk>,
-    closed: Vec<StreamId>,
-    progress: HashMap<StreamId, Arc<crate::report::Progress>>,
+    inbox: Receiver<Chunk>,
+    producing: Producing<'a>,
+    saver: Work,
+    board: &'a Board,
 }
 
-fn options(path: &Path, since: SystemTime, budget: &Budget) -> TailOptions {
-    // A file may have appeared just before the save without being in it.
-    let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap().saturating_sub(Duration::from_secs(60));
-    TailOptions {
+/// The key of a line.
+static LAST_DIGIT: LazyLock<Regex> = LazyLock::new(|| Regex::new("[0-9]$").unwrap());
+
+fn source(path: &Path, budget: &Budget) -> SourceOptions {
+    let tail = TailOptions {
         topic: "t".into(),
-        shape: Arc::default(),
+        shape: Arc::new(Shape { key: Key::Regex(LAST_DIGIT.clone().into()), ..Shape::default() }),
         path: path.into(),
         reading: Reading { rules: framing::Rules::default(), share: budget.share(), chunk: 4096 },
         start: Start::Beginning,
         new_pattern: false,
         followed: Followed::default(),
-        since: (since.as_secs() as i64, since.subsec_nanos()),
+        since: (0, 0),
         until: Until::Stopped,
         give_up: None,
         reopen: true,
@@ -49,20 +60,10 @@ fn options(path: &Path, since: SystemTime, budget: &Budget) -> TailOptions {
         rest_after: None,
         deleted_hold: Hold { bytes: u64::MAX, time: Duration::from_secs(1 << 20) },
         rate: None,
-    }
-}
-
-/// The chunk is delivered; ranges that are now contiguous are merged.
-fn acknowledge(state: &mut State, chunk: &Chunk) {
-    let e = state.get_mut(&chunk.origin.stream).expect("opened before");
-    assert!(chunk.range.start >= e.at.offset, "acknowledged twice: {chunk:?}");
-    e.beyond.push((chunk.range.clone(), chunk.end));
-    e.beyond.sort_by_key(|(range, _)| range.start);
-    while e.beyond.first().is_some_and(|(range, _)| range.start == e.at.offset) {
-        e.at = e.beyond.remove(0).1;
-    }
-    e.size = e.size.max(chunk.range.end);
-    chunk.origin.progress.acked.store(e.at.offset, Relaxed);
+    };
+    let (patterns, exclude) = (vec![Pattern::path(path)], Exclude::default());
+    let watched = Watched { patterns, exclude, poll: false, linger: Duration::ZERO };
+    SourceOptions { watched, tail, known: Vec::new(), must_exist: false }
 }
 
 impl Life<'_> {
@@ -70,7 +71,7 @@ impl Life<'_> {
         self.tail.look_at_undecided(); // each step simulates an event
         let step = match self.tail.step(w.now, true) {
             Ok(step) => step,
-            Err(Halt::Io(e)) if w.once => {
+            Err(Halt::Io(e)) if w.meddled => {
                 self.tail.release_unopened(); // as `run` does
                 self.tail.trouble(&e);
                 Step::Wait(Duration::from_secs(1))
@@ -78,110 +79,30 @@ impl Life<'_> {
             Err(Halt::Io(e)) => panic!("{e} after {:?}", w.did),
             Err(Halt::Stopped) => panic!("stopped"),
         };
-        self.drain(w);
+        self.hand_over(w);
         step
     }
 
     /// An event that says no more than that the live file was written to.
     fn written(&mut self, w: &mut World) {
         match self.tail.read_appended(w.now) {
-            Ok(_) => self.drain(w),
-            Err(Halt::Io(_)) if w.once => {}
+            Ok(_) => self.hand_over(w),
+            Err(Halt::Io(_)) if w.meddled => {}
             Err(e) => panic!("{e:?} after {:?}", w.did),
         }
     }
 
-    pub fn drain(&mut self, w: &mut World) {
-        for output in self.outputs.try_iter() {
-            match output {
-                TailOutput::Opened(o) => {
-                    self.progress.insert(o.stream, o.progress.clone());
-                    self.closed.retain(|c| *c != o.stream);
-                    let e = w.acked.entry(o.stream).or_insert_with(|| Entry {
-                        stream: o.stream,
-                        path: o.path.clone(),
-                        at: o.at,
-                        size: o.at.offset,
-                        ..Entry::of(o.identity.clone())
-                    });
-                    (e.identity, e.finished) = (o.identity, false);
-                }
-                TailOutput::Chunk(chunk) => {
-                    w.delivered.extend((0..chunk.lines.len()).map(|i| chunk.line(i).to_vec()));
-                    self.in_flight.push_back(chunk);
-                }
-                TailOutput::Closed(c) => {
-                    if let Ending::Truncated { lost } | Ending::Gone { lost } = c.why {
-                        w.lost += lost;
-                    }
-                    if c.why != Ending::Parked {
-                        self.closed.push(c.stream);
-                    }
-                }
-            }
-        }
-        self.finish(w);
-    }
-
-    /// Acknowledges the first `n` chunks in flight that may have been sent.
-    pub fn ack(&mut self, w: &mut World, n: usize) {
-        let mut left = n;
-        for chunk in std::mem::take(&mut self.in_flight) {
-            if left > 0 && w.may_be_sent(&chunk) {
-                left -= 1;
-                acknowledge(&mut w.acked, &chunk);
-            } else {
-                self.in_flight.push_back(chunk);
-            }
-        }
-        self.finish(w);
-    }
-
-    /// Acknowledges one chunk out of order.
-    pub fn ack_any(&mut self, w: &mut World) {
-        if !self.in_flight.is_empty() {
-            let i = w.dice.below(self.in_flight.len() as u64) as usize;
-            if w.may_be_sent(&self.in_flight[i]) {
-                acknowledge(&mut w.acked, &self.in_flight.remove(i).expect("within"));
-            }
-        }
-        self.finish(w);
-    }
-
-    /// A kill with exactly-once delivery. The intent log knows every chunk that may have been sent, and the next run either
-    /// counts it as acknowledged or resends it unchanged. The other chunks were never sent.
-    fn killed(&mut self, w: &mut World) {
-        for (stream, e) in &mut w.saved {
-            let acked = &w.acked[stream];
-            (e.at, e.beyond, e.size) = (acked.at, acked.beyond.clone(), e.size.max(acked.size));
-        }
-        for chunk in self.in_flight.drain(..) {
-            if w.may_be_sent(&chunk) && w.dice.below(3) > 0 {
-                acknowledge(&mut w.saved, &chunk);
-                continue;
-            }
-            for line in (0..chunk.lines.len()).map(|i| chunk.line(i)) {
-                let at = w.delivered.iter().rposition(|l| l == line).expect("framed");
-                w.delivered.remove(at);
-            }
+    fn hand_over(&mut self, w: &mut World) {
+        for chunk in self.inbox.try_iter() {
+            self.producing.take(w, chunk);
         }
     }
 
-    pub fn finish(&mut self, w: &mut World) {
-        let is_in_flight = |s: &StreamId| self.in_flight.iter().any(|c| c.origin.stream == *s);
-        for stream in self.closed.iter().filter(|s| !is_in_flight(s)) {
-            if let Some(e) = w.acked.get_mut(stream) {
-                e.finished = true;
-            }
+    fn produce(&mut self, w: &mut World, turns: u64) {
+        for _ in 0..turns {
+            self.producing.turn(w);
+            w.now += Duration::from_millis(w.dice.below(8));
         }
-    }
-
-    pub fn save(&mut self, w: &mut World) {
-        for (stream, e) in &mut w.acked {
-            e.size = self.progress.get(stream).map_or(e.size, |g| g.size.load(Relaxed));
-        }
-        w.saved = w.acked.clone();
-        w.saved_at = w.tick();
     }
 
     /// Runs until there is nothing left to do now.
@@ -207,12 +128,11 @@ impl Life<'_> {
                     self.step(w);
                 }
             }
-            Op::Ack => {
-                let n = w.dice.below(20) as usize;
-                self.ack(w, n);
+            Op::Send => {
+                let turns = w.dice.of(&[1, 5, 40]);
+                self.produce(w, turns);
             }
-            Op::AckAny => self.ack_any(w),
-            Op::Save => self.save(w),
+            Op::Save => self.saver.save(false),
             Op::Compress => {
                 if let Some(rest) = w.compress() {
                     for _ in 0..w.dice.below(4) {
@@ -250,78 +170,110 @@ impl Life<'_> {
             op => w.act(op),
         }
     }
+
+    /// The tail ends, and the producer delivers what it has, if it gets the time.
+    fn stop(mut self, w: &mut World, gives_up: bool) {
+        self.tail.park();
+        self.hand_over(w);
+        if gives_up {
+            self.produce(w, 4);
+        } else {
+            self.producing.close();
+            let faults = std::mem::take(&mut w.brokers.faults);
+            self.producing.finish(w, &mut self.saver);
+            w.brokers.faults = faults;
+        }
+        self.saver.save(true);
+        self.board.sent_marks.get().expect("set at the start").end();
+    }
+
+    /// Finally reads everything, including what becomes readable only after the grace period.
+    fn last(&mut self, w: &mut World) {
+        w.brokers.faults = false;
+        let end = w.now + Duration::from_secs(300);
+        while w.now < end {
+            self.saver.save(false);
+            self.producing.finish(w, &mut self.saver);
+            match self.step(w) {
+                Step::Wait(time) => w.now += time.max(Duration::from_millis(1)),
+                Step::End => return,
+                _ => {}
+            }
+        }
+        let held: Vec<_> = self.tail.open.iter().map(|o| (o.live, o.at.offset, o.size)).collect();
+        assert!(held.len() <= 1 && self.tail.shelf.is_empty(), "{held:?} open at the end of {:?}", w.did);
+    }
 }
 
 impl World {
-    /// With exactly-once delivery, nothing of a stream is sent before its opening is saved.
-    fn may_be_sent(&self, chunk: &Chunk) -> bool {
-        !self.once || self.saved.contains_key(&chunk.origin.stream)
-    }
-
     /// Runs until the agent stops, is killed, or has done `ops`.
     pub fn live(&mut self, ops: &mut Vec<Op>, last: bool) {
-        let budget = Budget::new(1 << 40);
-        let (handle, stop) = crate::stop::pair();
-        let board = Board::default();
-        let known = Known::new(self.saved.values().cloned(), 0);
-        self.acked = self.saved.clone();
-        let (out, outputs) = unbounded_for_a_test();
-        let path = self.path("app.log");
-        let options = options(&path, self.saved_at, &budget);
+        let board = Arc::new(Board::default());
+        let budget = Arc::new(Budget::new(1 << 40));
+        let end = self.run(ops, last, &board, &budget);
+        if end == Op::Stop {
+            assert_eq!(budget.used(), 0, "memory is not returned, after {:?}", self.did);
+        } else {
+            self.crashes += 1;
+        }
+        self.brokers.disconnect();
+        self.brokers.run += 1;
+        self.lost = self.lost.max(board.totals.lost_bytes.load(Relaxed));
+        self.doubled_at_most = board.doubled_at_most() + board.totals.uncertain.load(Relaxed);
+    }
+
+    /// Returns how the run ended.
+    fn run(&mut self, ops: &mut Vec<Op>, last: bool, board: &Arc<Board>, budget: &Arc<Budget>) -> Op {
+        let waker = Waker::new().unwrap();
+        let (publisher, mailbox) = mailbox::pair(&waker);
+        let options = self.state_options(self.is_once().then_some(publisher));
+        let (mut folder, mut saved) = state::open(options, board).unwrap();
+        let source = source(&self.path("app.log"), budget);
+        let mut once = (None, None);
+        if self.is_once() {
+            let (state, sources) = (self.state.path(), std::slice::from_ref(&source));
+            let (sources, store) = ((sources, &[][..], budget), FdStore::default());
+            let recovered = recover((state, false), sources, &mut folder, &mut saved, mailbox, &store, board);
+            let Recovered { intents, once: state, for_tails } = recovered.unwrap();
+            (once, saved) = ((Some(intents), Some(state)), for_tails);
+        }
+        let registry = folder.registry(board);
+        let saver = Work::new(folder, registry.clone(), board.clone()).expect("a state folder");
+        let known = Known::new(entries(&saved), saved.next_stream).saved_at(saved.written);
+        let (chunks, inbox) = handover::chunks(1 << 10, &waker);
+        let (_handle, stop) = crate::stop::pair();
+        let options = TailOptions { since: known.since, ..source.tail };
         let first = TailChange { options, outdated: stop.clone() };
-        let tail = Tail::new(first, &known, &board, Outlet::recorder(out), &stop, self.now);
-        let progress = HashMap::new();
-        let mut life = Life { tail, outputs, in_flight: VecDeque::new(), closed: Vec::new(), progress };
-        if self.once && self.dice.below(2) == 0 {
+        let outlet = Outlet::new(registry.clone(), chunks);
+        let tail = Tail::new(first, &known, board, outlet, &stop, self.now);
+        let producing = Producing::new(self, board, registry.clone(), once);
+        let mut life = Life { tail, inbox, producing, saver, board };
+        if self.is_once() && self.dice.below(2) == 0 {
             self.meanwhile();
             life.step(self);
             self.afterwards();
         } else {
             life.step(self);
         }
-        life.save(self); // the initial scan is saved before the agent reports ready
+        // The initial scan is saved before the agent reports ready.
+        board.sent_marks.get().expect("set at the start").first_scan_done();
+        life.saver.save(false);
         while let Some(op) = ops.pop() {
             self.did.push(op);
             match op {
                 Op::Stop => break,
-                Op::Crash => {
-                    self.crashes += 1;
-                    if self.once {
-                        life.killed(self);
-                    }
-                    return;
+                Op::Crash => return op,
+                Op::GiveUp => {
+                    life.stop(self, true);
+                    return op;
                 }
                 op => life.act(self, op),
             }
         }
         if last {
-            self.last(&mut life);
+            life.last(self);
         }
-        life.tail.park();
-        life.drain(self);
-        life.save(self); // so that everything may be sent
-        life.ack(self, usize::MAX);
-        life.save(self);
-        drop(handle);
+        life.stop(self, false);
+        Op::Stop
     }
-
-    /// Finally reads everything, including what becomes readable only after the grace period.
-    pub fn last(&mut self, life: &mut Life<'_>) {
-        let end = self.now + Duration::from_secs(300);
-        while self.now < end {
-            life.save(self);
-            life.ack(self, usize::MAX);
-            match life.step(self) {
-                Step::Wait(time) => self.now += time.max(Duration::from_millis(1)),
-                Step::End => return,
-                _ => {}
-            }
-        }
-        let held: Vec<_> = life.tail.open.iter().map(|o| (o.live, o.at.offset, o.size)).collect();
-        assert!(held.len() <= 1 && life.tail.shelf.is_empty(), "{held:?} open at the end of {:?}", self.did);
-    }
-}
-#[allow(clippy::disallowed_methods)]
-fn unbounded_for_a_test() -> (Sender<TailOutput>, Receiver<TailOutput>) {
-    unbounded() // one thread both writes and reads it
 }

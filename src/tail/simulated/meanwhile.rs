@@ -13,6 +13,7 @@ impl World {
     /// Schedules such actions until [`World::afterwards`].
     pub fn meanwhile(&mut self) {
         MEANWHILE.take();
+        self.meddled = true;
         if self.half.is_some() {
             return; // the second half would go to another file
         }

@@ -1,21 +1,25 @@
-//! The simulated folder with its writer and rotation, and what readers have delivered so far.
+//! The simulated folder with its writer and rotation, the state folder, and the brokers: what outlives a run of the agent.
 
-use super::Op;
+use super::{Delivery, Op};
+use crate::backoff::Rng;
 use crate::fuzz::Dice;
-use crate::record::StreamId;
+use crate::producer::Partitioner;
+use crate::producer::sim::Now;
+use crate::producer::sim::broker::{Brokers, Script};
+use crate::record::{Point, StreamId};
+use crate::report::Board;
+use crate::state::{self, Damaged, StateOptions, Sync, Work};
+use crate::streams::SavedStream;
+use crate::streams::mailbox::Publisher;
 use crate::tail::identity::{BIRTHLESS, MEANWHILE, look, look_at};
-use crate::tail::known::Entry;
 use flate2::{Compression, write::GzEncoder};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
-
-/// The saved state, or the one to be saved next.
-pub type State = BTreeMap<StreamId, Entry>;
 
 pub struct World {
     pub dice: Dice,
@@ -23,46 +27,70 @@ pub struct World {
     pub log: File,
     pub half: Option<Vec<u8>>,
     pub written: Vec<Vec<u8>>,
-    pub delivered: Vec<Vec<u8>>,
-    pub acked: State,
-    pub saved: State,
-    /// By the clock of the file system.
-    pub saved_at: SystemTime,
+    /// Lines, by their numbers, in the order in which the tail read them.
+    pub read: Vec<u64>,
+    /// The stream of each line, by the run that read it and the line's number.
+    pub streams: HashMap<(u64, u64), StreamId>,
+    /// Lines that the intent log brought back, by run and number.
+    pub resumed: HashSet<(u64, u64)>,
+    pub state: tempfile::TempDir,
+    pub brokers: Brokers,
+    pub partitioner: Partitioner,
+    pub delivery: Delivery,
+    /// Lines that may be stored more than once, as the last run reports them.
+    pub doubled_at_most: u64,
     pub lost: u64,
+    /// Runs that ended before everything was acknowledged.
     pub crashes: u64,
-    /// Delivery is exactly-once.
-    pub once: bool,
+    /// Files were moved in the middle of a step.
+    pub meddled: bool,
     pub late: bool,
     pub dates: u64,
     pub now: Instant,
+    pub started: Instant,
     pub began: SystemTime,
+    /// By how much the clock was set since, in ms.
+    pub clock: i64,
     pub ticks: u64,
     pub did: Vec<Op>,
 }
 
 impl World {
-    pub fn new(seed: u64, once: bool) -> World {
+    pub fn new(seed: u64, delivery: Delivery) -> World {
         MEANWHILE.take(); // set by a seed that failed
         REMOVED.take();
         let dir = tempfile::tempdir().unwrap();
         let log = OpenOptions::new().create(true).append(true).open(dir.path().join("app.log")).unwrap();
+        let mut rng = Rng::new(seed);
+        let all = [Partitioner::Sticky, Partitioner::RoundRobin, Partitioner::Random, Partitioner::Hash];
+        let partitioner = all[rng.below(4)];
+        let partitions = 1 + rng.below(3) as i32;
+        let idempotent = delivery != Delivery::Plain;
+        let script = Script { idempotent, failover: true, fixed: partitions == 1, ..Script::default() };
+        let now = Instant::now();
         let mut world = World {
             dice: Dice(seed),
             dir,
             log,
             half: None,
             written: Vec::new(),
-            delivered: Vec::new(),
-            acked: State::new(),
-            saved: State::new(),
-            saved_at: SystemTime::UNIX_EPOCH,
+            read: Vec::new(),
+            streams: HashMap::new(),
+            resumed: HashSet::new(),
+            state: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(), // it is synced often
+            brokers: Brokers::new(rng, script, partitions),
+            partitioner,
+            delivery,
+            doubled_at_most: 0,
             lost: 0,
             crashes: 0,
-            once,
+            meddled: false,
             late: false,
             dates: 0,
-            now: Instant::now(),
+            now,
+            started: now,
             began: SystemTime::now(),
+            clock: 0,
             ticks: 0,
             did: Vec::new(),
         };
@@ -72,6 +100,27 @@ impl World {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The time as the producer sees it.
+    pub fn now(&self) -> Now {
+        let began = self.began.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        // After two minutes, a broker may have forgotten a producer of which it has nothing; then nothing proves that.
+        let passed = (self.now - self.started) / if self.is_once() { 100 } else { 1 };
+        Now { at: self.now, wall_ms: (began + passed).as_millis() as i64 + self.clock }
+    }
+
+    pub fn is_once(&self) -> bool {
+        self.delivery == Delivery::ExactlyOnce
+    }
+
+    /// The number of a line, which must be one that was written.
+    pub fn number(&self, line: &[u8]) -> u64 {
+        let number = line.get(..6).and_then(|n| std::str::from_utf8(n).ok()?.parse::<usize>().ok());
+        let written = number.and_then(|n| self.written.get(n));
+        let shown = String::from_utf8_lossy(line);
+        assert!(written.is_some_and(|w| w == line), "never written: {shown:?} after {:?}", self.did);
+        number.unwrap_or_default() as u64
     }
 
     pub fn line(&mut self) -> Vec<u8> {
@@ -107,7 +156,10 @@ impl World {
 
     pub fn tick(&mut self) -> SystemTime {
         self.ticks += 1;
-        self.began + Duration::from_millis(100 * self.ticks)
+        let time = self.began + Duration::from_millis(100 * self.ticks);
+        // Without birth times, a file is new if it was written since the last save, which has the real time.
+        let set = Duration::from_millis(if BIRTHLESS.get() { 0 } else { self.clock.unsigned_abs() });
+        if self.clock < 0 { time - set } else { time + set }
     }
 
     pub fn touch(&mut self) {
@@ -147,12 +199,34 @@ impl World {
         self.touch();
     }
 
+    pub fn state_options(&self, exactly_once: Option<Publisher>) -> StateOptions {
+        let state_dir = Some(self.state.path().into());
+        let sync = Sync::Every(Duration::from_secs(30));
+        StateOptions { state_dir, sync, damaged: Damaged::Refuse, exactly_once }
+    }
+
     /// Saves a new stream for the log: nothing of it was read, and it had only `size` bytes.
     pub fn save_unread(&mut self, size: u64) {
-        let (path, stream) = (self.path("app.log"), StreamId(self.saved.len() as u64 + 1));
+        let path = self.path("app.log");
         let identity = look_at(&path).unwrap().unwrap().identity;
-        self.saved.insert(stream, Entry { stream, path, size, ..Entry::of(identity) });
-        self.saved_at = self.tick();
+        let board = Arc::new(Board::default());
+        let (mut folder, mut saved) = state::open(self.state_options(None), &board).unwrap();
+        let stream = StreamId(saved.streams.len() as u64 + 1);
+        let (at, beyond) = (Point::default(), Vec::new());
+        let path = path.as_path().into();
+        saved.streams.push(SavedStream {
+            stream,
+            path,
+            identity,
+            at,
+            beyond,
+            size,
+            finished: false,
+            seen: 0,
+        });
+        folder.take_over(&saved, HashMap::new());
+        let registry = folder.registry(&board);
+        Work::new(folder, registry, board).expect("a state folder").save(false);
     }
 
     /// The first half of logrotate's copytruncate.
@@ -209,6 +283,17 @@ impl World {
             Op::RotateByDate => self.rotate_by_date(),
             Op::Time => {
                 self.now += Duration::from_millis(self.dice.of(&[10, 300, 1100, 4000, 20_000, 61_000]))
+            }
+            // Not by whole ticks: no two files get the same time.
+            Op::Clock => {
+                let set = self.dice.of(&[-86_400_007, -3_600_011, -7_013, 3_600_017, 864_000_019]);
+                self.clock += set;
+                self.late |= set < 0; // files are ordered by time
+            }
+            Op::Fault => {
+                let which = self.dice.below(8) as usize;
+                self.brokers.fault(which);
+                self.brokers.down = self.dice.of(&[None, None, Some(0), Some(1)]);
             }
             _ => {}
         }
