@@ -23,7 +23,7 @@ fn deleted_file_is_closed() {
 
 /// Deleted before its lines are acknowledged. Fails when its tail polls for that, or is not woken by it.
 #[test]
-fn acknowledgements_of_a_deleted_file_are_not_polled_for() {
+fn no_polling_for_acknowledgements_of_a_deleted_file() {
     let broker = Scripted::start(1);
     broker.topic("t", &[0]);
     broker.script(|r| if r.api == Api::Produce { Reply::Swallow } else { Reply::Default });
