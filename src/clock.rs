@@ -12,6 +12,11 @@ pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
+/// The kernel's name for this boot; empty if it is not known.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// The timestamp to record for `now_ms`: the clock's time, or while the clock is not set the latest time known to
 /// have passed, which is that of the last save or [`EARLIEST_MS`].
 ///

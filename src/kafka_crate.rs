@@ -95,7 +95,8 @@ pub enum OnIncompatible {
 /// Timeouts. With the defaults no failure blocks the worker for more than 30 s.
 #[derive(Debug, Clone, Copy)]
 pub struct TimeLimits {
-    pub probe: probe::Limits,
+    /// For connecting to a broker before the crate does, and for its answer.
+    pub probe: Duration,
     pub call: watchdog::WatchLimits,
     /// How long the broker may wait for its replicas before it answers. Well below `call.still`, so that the broker,
     /// which knows the reason, answers first (D1).
@@ -113,7 +114,7 @@ pub struct TimeLimits {
 impl Default for TimeLimits {
     fn default() -> Self {
         TimeLimits {
-            probe: probe::Limits::default(),
+            probe: probe::LIMIT,
             call: watchdog::WatchLimits::default(),
             ack: Duration::from_secs(20),
             idle: Duration::from_secs(25),
@@ -354,7 +355,7 @@ impl CrateWorker<'_> {
     /// After a failed call: ends the session, records the reason, and looks up the verdict.
     fn failed(&mut self, batch: &Batch, leader: &str, failed: &FrameFailed) -> Verdict {
         let trouble = &failed.trouble;
-        let modern = self.session.as_ref().is_some_and(|s| s.ranges.suits_modern());
+        let modern = self.session.as_ref().is_some_and(|s| s.versions.suits_modern());
         self.drop_session();
         let why = verdict::why(trouble);
         if verdict::is_brokers(trouble) {

@@ -23,6 +23,7 @@ pub use saver::Saver;
 #[cfg(test)]
 pub use saver::Work;
 
+use crate::clock;
 use crate::error::Error;
 use crate::private_file;
 use crate::record::StreamId;
@@ -139,11 +140,11 @@ fn open_marks(
     fell_back: bool,
     recognized: bool,
 ) -> (SentMarks, bool) {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = clock::boot_id();
     let path = store.folder().join("air");
     let first = !path.exists() && saved.next_stream == 0 && !fell_back;
-    let opened =
-        private_file::open_or_create(&path).and_then(|file| SentMarks::open(file, boot.trim(), recognized));
+    let opened = private_file::open_or_create(&path);
+    let opened = opened.and_then(|file| SentMarks::open(file, &boot, recognized));
     let (marks, found) = match opened {
         Ok(opened) => opened,
         Err(e) => {
@@ -170,7 +171,7 @@ fn open_marks(
         let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
         let unsaved = if first { 0 } else { unknown.unwrap_or(unsaved) };
         let limit = |s: &SavedStream| found.limits.get(&s.stream).copied().or(unknown).unwrap_or(s.at.offset);
-        marks.begin(boot.trim(), unsaved, unfinished().map(|s| (s.stream, limit(s))));
+        marks.begin(&boot, unsaved, unfinished().map(|s| (s.stream, limit(s))));
     } else {
         marks.retain(unsaved, |stream| ids.contains(&stream));
     }

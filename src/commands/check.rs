@@ -351,10 +351,7 @@ impl Report {
 
     /// The journal files that are read now.
     fn journal(&mut self, j: &JournalSource) {
-        let folders = match &j.directory {
-            Some(directory) => vec![directory.clone()],
-            None => journal::candidates(j.namespace.as_deref()),
-        };
+        let folders = journal::candidates(j.directory.as_deref(), j.namespace.as_deref());
         self.line("journal", &format!("{} to topic {}", shown(&folders[0]), j.topic()));
         self.matched += 1;
         let Some(folder) = folders.iter().find(|folder| folder.symlink_metadata().is_ok()) else {

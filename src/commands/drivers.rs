@@ -44,7 +44,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
             };
             let options = auto::AutoOptions {
                 brokers: addresses(kafka),
-                probe: probe::Limits::default(),
+                probe: probe::LIMIT,
                 pause: Duration::from_secs(5),
                 classic: auto::Choice {
                     first: classic(classic::OnIncompatible::Refused),

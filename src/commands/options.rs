@@ -117,10 +117,7 @@ pub fn journals(
     let chunk = chunk_size(config, shares.of.len());
     let options = |j: &JournalSource| {
         let (topic, share) = &shares.of[j.topic()];
-        let folders = match &j.directory {
-            Some(directory) => vec![directory.clone()],
-            None => journal::candidates(j.namespace.as_deref()),
-        };
+        let folders = journal::candidates(j.directory.as_deref(), j.namespace.as_deref());
         let name = [b"journal:", folders[0].as_os_str().as_encoded_bytes()].concat();
         let options = JournalOptions {
             topic: topic.clone(),

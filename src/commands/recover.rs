@@ -8,6 +8,7 @@ use super::options::JournalSourceOptions;
 use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Permit, Share};
 use crate::chunk::{Chunk, Origin};
+use crate::clock;
 use crate::error::Error;
 use crate::exactly_once::IntentLog;
 use crate::exactly_once::analyze::{Loaded, Rebuild, WantedChunk, load};
@@ -57,7 +58,8 @@ pub fn recover(
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
     let (store, found) = private_file::open_or_create(&path).and_then(IntentFile::open).map_err(trouble)?;
-    let binding = Binding { machine: read("/etc/machine-id"), boot: boot(), synced: always };
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    let binding = Binding { machine, boot: clock::boot_id(), synced: always };
     let saved_positions = SavedPositions::of(saved);
     let mut loaded = match doubt(&found, &binding, state.found, saved) {
         None => load(records(found.records), &saved_positions),
@@ -106,14 +108,6 @@ pub fn recover(
     let id = loaded.id.and_then(|(pid, epoch)| Some((pid, epoch.checked_add(1)?)));
     let once = RecoveredState { id, lasts: Arc::new(loaded.lasts), groups, group_no: loaded.group_no };
     Ok(Recovered { intents, once, for_tails })
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
-fn boot() -> String {
-    read("/proc/sys/kernel/random/boot_id")
 }
 
 /// Why the intent log cannot be trusted, if so.

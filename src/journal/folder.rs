@@ -2,6 +2,7 @@
 
 use super::file::JournalFile;
 use super::header::{Id128, JournalHeader, ReadError};
+use crate::clock;
 use crate::record::Identity;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::ffi::OsStr;
@@ -11,10 +12,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The folders in which journald may keep the journal of this machine, or of one of its namespaces: on disk, then in
-/// memory. systemd settles `machine-id(5)` before any service starts, and `--commit` keeps the ID; journald reads it once,
+/// The folder named in the config, or those in which journald may keep the journal of this machine, or of one of its
+/// namespaces: on disk, then in memory. systemd settles `machine-id(5)` before any service starts, and `--commit` keeps the ID; journald reads it once,
 /// when it starts. So its folder does not change while it runs, and the ID is read once here, too.
-pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
+pub fn candidates(directory: Option<&Path>, namespace: Option<&str>) -> Vec<PathBuf> {
+    if let Some(directory) = directory {
+        return vec![directory.to_owned()];
+    }
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let dot = namespace.map(|n| format!(".{n}")).unwrap_or_default();
     let folder = |root: &str| Path::new(root).join(format!("{}{dot}", machine.trim()));
@@ -22,8 +26,7 @@ pub fn candidates(namespace: Option<&str>) -> Vec<PathBuf> {
 }
 
 pub fn boot_id() -> Option<Id128> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    u128::from_str_radix(&text.trim().replace('-', ""), 16).ok().map(u128::to_be_bytes)
+    u128::from_str_radix(&clock::boot_id().replace('-', ""), 16).ok().map(u128::to_be_bytes)
 }
 
 /// The chain that a file belongs to, by its name: `system.journal` also for `system@….journal` and `system@….journal~`.

@@ -3,7 +3,8 @@
 
 use crate::backoff::{Backoff, Rng};
 use crate::heartbeat::Heartbeat;
-use crate::kafka::net::probe::{self, Finding, Ranges};
+use crate::kafka::net::probe;
+use crate::kafka::protocol::messages::Versions;
 use crate::producer::driver::{Context, Drive, Driver, Event, Leave, Order, Pace};
 use crate::producer::outage::{Outages, Who};
 use crate::producer::worker::refuse;
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 pub struct AutoOptions {
     /// The bootstrap list, each `host:port`.
     pub brokers: Vec<String>,
-    pub probe: probe::Limits,
+    /// Limit for connecting to a broker, and for its answer.
+    pub probe: Duration,
     /// Maximum pause between two rounds through the list while no broker answers.
     pub pause: Duration,
     pub classic: Choice,
@@ -227,11 +229,12 @@ impl Chooser {
         let mut again = left;
         loop {
             let is_hurried = tries == 0 && options.brokers.len() > 1;
-            let limits = if is_hurried { options.probe.hurried() } else { options.probe };
+            // One that hangs must not keep the others waiting.
+            let limit = if is_hurried { options.probe.min(probe::HURRY) } else { options.probe };
             for _ in 0..options.brokers.len() {
                 let host = &options.brokers[self.turn % options.brokers.len()];
                 self.heartbeat.within(Heartbeat::SLOW);
-                let visit = self.visit(host, &limits);
+                let visit = self.visit(host, limit);
                 if self.stop.is_on() {
                     return None; // the status holds another driver's brokers by now
                 }
@@ -261,14 +264,13 @@ impl Chooser {
     }
 
     /// The host's supported versions; `None` if it does not report them, like Kafka 0.9.
-    fn visit(&self, host: &str, limits: &probe::Limits) -> Result<Option<Ranges>, String> {
+    fn visit(&self, host: &str, limit: Duration) -> Result<Option<Versions>, String> {
         let mut last = String::new();
         let bytes = self.outages.board.traffic.broker(host);
         for addr in probe::resolve(host)? {
-            match probe::ask(addr, limits, &bytes) {
-                Finding::Kafka(ranges) => return Ok(Some(ranges)),
-                Finding::Closed => return Ok(None),
-                other => last = other.to_string(),
+            match probe::ask(addr, limit, &bytes) {
+                Ok(found) => return Ok(found),
+                Err(t) => last = t.to_string(),
             }
         }
         Err(last)
@@ -285,32 +287,32 @@ struct Chosen {
 }
 
 /// The rule: modern if the broker supports it, otherwise the `kafka` crate.
-fn decide(left: Option<Name>, ranges: Option<&Ranges>) -> Result<Chosen, String> {
+fn decide(left: Option<Name>, versions: Option<&Versions>) -> Result<Chosen, String> {
     let only = |name, why| Ok(Chosen { name, only: true, why });
     let first = |name, why| Ok(Chosen { name, only: false, why });
-    let Some(r) = ranges else {
+    let Some(v) = versions else {
         return match left {
-            Some(Name::Classic) => Err(Finding::Closed.to_string()),
+            Some(Name::Classic) => Err(probe::CLOSED.to_owned()),
             _ => only(Name::Classic, "closes the connection on ApiVersions, as Kafka 0.9 does".to_owned()),
         };
     };
-    match (r.suits_classic(), r.suits_modern(), left) {
+    match (v.suits_classic(), v.suits_modern(), left) {
         // Other brokers do support them, as in a cluster being upgraded. Do not leave this driver for an old broker.
         (true, false, Some(Name::Modern)) => {
-            first(Name::Classic, format!("does not support record batches ({r})"))
+            first(Name::Classic, format!("does not support record batches ({v})"))
         }
-        (true, false, _) => only(Name::Classic, format!("does not support record batches ({r})")),
+        (true, false, _) => only(Name::Classic, format!("does not support record batches ({v})")),
         (true, true, Some(Name::Modern)) => {
-            first(Name::Classic, format!("supports both drivers ({r}), modern gave up"))
+            first(Name::Classic, format!("supports both drivers ({v}), modern gave up"))
         }
         (true, true, Some(Name::Classic)) => {
-            first(Name::Modern, format!("supports both drivers ({r}), classic gave up"))
+            first(Name::Modern, format!("supports both drivers ({v}), classic gave up"))
         }
-        (true, true, None) => first(Name::Modern, format!("supports record batches ({r})")),
+        (true, true, None) => first(Name::Modern, format!("supports record batches ({v})")),
         (false, true, _) => {
-            only(Name::Modern, format!("no longer supports the kafka crate's requests ({r})"))
+            only(Name::Modern, format!("no longer supports the kafka crate's requests ({v})"))
         }
-        (false, false, _) => Err(format!("supports neither driver's requests ({r})")),
+        (false, false, _) => Err(format!("supports neither driver's requests ({v})")),
     }
 }
 

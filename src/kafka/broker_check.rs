@@ -353,12 +353,12 @@ fn ask_producer_id(v: &Visit<'_>, c: &mut Connection) -> Result<i16, Reason> {
 }
 
 fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
-    let classic = found.fetch_min == Some(0);
-    let modern = found.produce.is_some() && found.metadata.is_some();
-    let (most, fetch) = (found.produce_max, found.fetch_min.unwrap_or(-1));
+    let classic = found.suits_classic();
+    let modern = found.suits_modern() && found.metadata.is_some();
+    let most = found.produce_max;
     match (speaks, classic, modern) {
         (Speaks::Classic, false, _) => Err(Reason::new(
-            format!("it no longer supports the kafka crate's requests (Fetch from {fetch})"),
+            format!("it no longer supports the kafka crate's requests ({found})"),
             "set driver = \"auto\" or \"modern\"",
         )),
         (Speaks::Modern, _, false) => Err(Reason::new(
@@ -367,10 +367,9 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
         )),
         (_, false, false) => Err(match found.produce_max {
             ..0 => Reason::new("it accepts no records, as a controller does not", "use a broker's port"),
-            _ => format!("it supports neither driver's requests (Produce up to {most}, Fetch from {fetch})")
-                .into(),
+            _ => format!("it supports neither driver's requests ({found})").into(),
         }),
-        _ => Ok(format!("Produce up to {most}, Fetch from {fetch}")),
+        _ => Ok(found.to_string()),
     }
 }
 

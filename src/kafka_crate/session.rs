@@ -3,7 +3,8 @@
 use super::client::CrateClient;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState};
 use crate::backoff::{Backoff, Rng};
-use crate::kafka::net::probe::{self, Finding, Ranges};
+use crate::kafka::net::probe;
+use crate::kafka::protocol::messages::Versions;
 use crate::producer::driver::{Leave, Pace};
 use crate::producer::outage::Who;
 use crate::sys;
@@ -40,7 +41,8 @@ pub struct CrateSession {
     /// The bootstrap host as written in the config, and its address.
     pub host: String,
     pub via: SocketAddr,
-    pub ranges: Ranges,
+    /// Default: a broker that does not report them.
+    pub versions: Versions,
     pub born: Instant,
     /// Whether a batch has been answered in this session.
     pub proven: bool,
@@ -104,17 +106,18 @@ impl CrateWorker<'_> {
         let began = Instant::now();
         let hosts = self.options.brokers.len();
         let mut last = "no broker is configured".to_owned();
-        let limits = self.options.limits.probe;
-        let limits = if hosts > 1 && self.wait.tries == 0 { limits.hurried() } else { limits };
+        let limit = self.options.limits.probe;
+        // One that hangs must not keep the others waiting.
+        let limit = if hosts > 1 && self.wait.tries == 0 { limit.min(probe::HURRY) } else { limit };
         for _ in 0..hosts {
             let host = self.options.brokers[self.turn % hosts].clone();
-            match self.visit(&host, &limits) {
-                Ok((via, ranges)) => {
+            match self.visit(&host, limit) {
+                Ok((via, versions)) => {
                     let o = self.options;
                     let client = CrateClient::new(via, &o.client_id, o.codec, o.limits.idle);
                     let (born, leaders) = (Instant::now(), HashMap::new());
                     let proven = false;
-                    self.session = Some(CrateSession { client, host, via, ranges, born, proven, leaders });
+                    self.session = Some(CrateSession { client, host, via, versions, born, proven, leaders });
                     self.wait.until = None; // `tries` is reset when the cluster has answered for a topic
                     return Ok(());
                 }
@@ -132,35 +135,34 @@ impl CrateWorker<'_> {
     }
 
     /// Probes what listens at each address of a host (D4, D10), and records its outages.
-    fn visit(&mut self, host: &str, limits: &probe::Limits) -> Result<(SocketAddr, Ranges), Fault> {
+    fn visit(&mut self, host: &str, limit: Duration) -> Result<(SocketAddr, Versions), Fault> {
         let bytes = self.outages.board.traffic.broker(host);
         let found = probe::resolve(host).and_then(|all| {
             let mut last = String::new();
             for addr in all {
-                match probe::ask(addr, limits, &bytes) {
-                    Finding::Kafka(ranges) => return Ok((addr, ranges)),
+                match probe::ask(addr, limit, &bytes) {
                     // Kafka 0.9 closes the connection on ApiVersions, but accepts the crate's requests; they will
                     // show.
-                    Finding::Closed => return Ok((addr, Ranges::default())),
-                    other => last = other.to_string(),
+                    Ok(found) => return Ok((addr, found.unwrap_or_default())),
+                    Err(t) => last = t.to_string(),
                 }
             }
             Err(last)
         });
         let why = match found {
-            Ok((_, ranges))
-                if self.options.incompatible == OnIncompatible::Replaced && ranges.suits_modern() =>
+            Ok((_, versions))
+                if self.options.incompatible == OnIncompatible::Replaced && versions.suits_modern() =>
             {
-                let why = format!("{host} now supports the modern driver's requests ({ranges})");
+                let why = format!("{host} now supports the modern driver's requests ({versions})");
                 return Err(Leave::Incompatible { why }.into());
             }
-            Ok((addr, ranges)) if ranges == Ranges::default() || ranges.suits_classic() => {
-                return Ok((addr, ranges));
+            Ok((addr, versions)) if versions == Versions::default() || versions.suits_classic() => {
+                return Ok((addr, versions));
             }
-            Ok((_, ranges)) if self.options.incompatible != OnIncompatible::Wait => {
-                return Err(Leave::Incompatible { why: too_new(&ranges) }.into());
+            Ok((_, versions)) if self.options.incompatible != OnIncompatible::Wait => {
+                return Err(Leave::Incompatible { why: too_new(&versions) }.into());
             }
-            Ok((_, ranges)) => format!("{}; set driver = \"auto\" or \"modern\"", too_new(&ranges)),
+            Ok((_, versions)) => format!("{}; set driver = \"auto\" or \"modern\"", too_new(&versions)),
             Err(why) => why,
         };
         self.outages.failed(Who::Broker(host), &why, Instant::now());
@@ -177,7 +179,7 @@ impl CrateWorker<'_> {
         if let Some(wait) = self.down.get(leader).filter(|w| !w.is_over()) {
             return Err(Fault::Retry(Pace::Backoff, wait.why.clone()));
         }
-        match self.visit(leader, &self.options.limits.probe) {
+        match self.visit(leader, self.options.limits.probe) {
             Ok(_) => {
                 let peers = probe::resolve(leader).unwrap_or_default();
                 if let Some(session) = &mut self.session {
@@ -217,6 +219,6 @@ impl CrateWorker<'_> {
     }
 }
 
-fn too_new(ranges: &Ranges) -> String {
-    format!("too new for the kafka crate ({ranges}; Kafka 4 no longer supports its requests)")
+fn too_new(versions: &Versions) -> String {
+    format!("too new for the kafka crate ({versions}; Kafka 4 no longer supports its requests)")
 }

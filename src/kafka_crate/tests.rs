@@ -25,7 +25,7 @@ fn options(brokers: &[String]) -> CrateOptions {
         create_topics: true,
         incompatible: OnIncompatible::Wait,
         limits: TimeLimits {
-            probe: probe::Limits { connect: second, answer: second },
+            probe: second,
             call: watchdog::WatchLimits { still: second, whole: 3 * second },
             ack: second / 2,
             pause: second / 10,

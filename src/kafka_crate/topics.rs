@@ -3,7 +3,8 @@
 use super::client::CallError;
 use super::session::RetryWait;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState, verdict};
-use crate::kafka::net::probe::{self, Finding};
+use crate::kafka::net::connection::Trouble;
+use crate::kafka::net::probe;
 use crate::producer::driver::{Event, Leave, Pace, TopicView};
 use crate::producer::outage::Who;
 use crate::record::Topic;
@@ -75,21 +76,17 @@ impl CrateWorker<'_> {
     /// topics unasked, and panics if partition ids have gaps (D9).
     fn ask_for(&mut self, topic: &Topic) -> Result<(), Fault> {
         let Some(session) = &self.session else { return Ok(()) };
-        if session
-            .ranges
-            .of(probe::METADATA)
-            .is_none_or(|(min, max)| !(min..=max).contains(&probe::TOPIC_VERSION))
-        {
+        if session.versions.metadata.is_none_or(|most| most < 4) {
             return Ok(());
         }
-        let (host, modern) = (session.host.clone(), session.ranges.suits_modern());
+        let (host, modern) = (session.host.clone(), session.versions.suits_modern());
         let o = self.options;
         let bytes = self.outages.board.traffic.broker(&host);
-        let answer = match probe::topic(session.via, topic, o.create_topics, &o.limits.probe, &bytes) {
+        let answer = match probe::topic(session.via, topic, o.create_topics, o.limits.probe, &bytes) {
             Ok(answer) => answer,
             Err(found) => {
                 let why = match found {
-                    Finding::Closed => "it closed the connection at the first request and may require SASL: set [kafka.sasl], and driver = \"auto\"".to_owned(),
+                    Trouble::Ended => "it closed the connection at the first request and may require SASL: set [kafka.sasl], and driver = \"auto\"".to_owned(),
                     other => other.to_string(),
                 };
                 return Err(self.host_failed(&host, &why));

@@ -21,6 +21,7 @@
 //! half minute of spending. Within one boot the elapsed time comes from the uptime, otherwise from the wall clock; a
 //! clock that was set back adds nothing, and one that was set ahead at most fills the bucket.
 
+use crate::clock;
 use crate::private_file;
 use crate::report::text::{Age, HumanBytes};
 use crate::traffic::DataBudgetState;
@@ -92,9 +93,8 @@ struct Clocks {
 impl Clocks {
     fn now() -> Clocks {
         let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let uptime_ms = uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000;
-        Clocks { wall_ms: crate::clock::now_ms(), uptime_ms, boot: boot.trim().to_owned() }
+        Clocks { wall_ms: clock::now_ms(), uptime_ms, boot: clock::boot_id() }
     }
 
     /// Time since `before`, as far as it is known.

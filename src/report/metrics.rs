@@ -13,124 +13,111 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// A metric of the whole agent: name, type, help, value.
-type One = (&'static str, &'static str, &'static str, fn(&Snapshot) -> f64);
-/// A metric per file, broker or topic.
-type Each<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
+/// Name, help and value of a metric of the agent, or of each file, broker or topic. Its type follows from the name.
+type Metric<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
 
-const AGENT: [One; 18] = [
-    ("logagent_budget_used_up", "gauge", "1 while lines wait for the budget.", |s| {
-        f64::from(u8::from(s.budget.as_ref().is_some_and(|budget| budget.used_up)))
+const BUILD: [Metric<Snapshot>; 1] =
+    [("logagent_build_info", "Always 1; the labels name the version and the driver.", |_| Some(1.0))];
+
+const AGENT: [Metric<Snapshot>; 18] = [
+    ("logagent_budget_used_up", "1 while lines wait for the budget.", |s| {
+        flag(s.budget.as_ref().is_some_and(|budget| budget.used_up))
     }),
-    ("logagent_uptime_seconds", "gauge", "Time since this run began.", |s| s.uptime.unwrap_or(0.0)),
-    ("logagent_files", "gauge", "Followed files.", |s| s.files.len() as f64),
-    ("logagent_lines_read_total", "counter", "Lines read.", |s| s.totals.read as f64),
-    ("logagent_lines_acknowledged_total", "counter", "Lines that Kafka acknowledged.", |s| {
-        s.totals.acked as f64
-    }),
+    ("logagent_uptime_seconds", "Time since this run began.", |s| Some(s.uptime.unwrap_or(0.0))),
+    ("logagent_files", "Followed files.", |s| number(s.files.len() as u64)),
+    ("logagent_lines_read_total", "Lines read.", |s| number(s.totals.read)),
+    ("logagent_lines_acknowledged_total", "Lines that Kafka acknowledged.", |s| number(s.totals.acked)),
     (
         "logagent_lines_dead_lettered_total",
-        "counter",
         "Lines that Kafka permanently rejects, kept in dead-letter.",
-        |s| s.totals.dead_lettered as f64,
+        |s| number(s.totals.dead_lettered),
     ),
     (
         "logagent_lines_doubled_at_most_total",
-        "counter",
         "Upper bound of lines stored more than once, together with the uncertain ones.",
-        |s| s.totals.doubled_at_most as f64,
+        |s| number(s.totals.doubled_at_most),
     ),
-    (
-        "logagent_lines_uncertain_total",
-        "counter",
-        "Lines sent again without proof that they were not stored.",
-        |s| s.totals.uncertain as f64,
-    ),
-    ("logagent_lines_cut_total", "counter", "Lines cut at max_line.", |s| s.totals.cut as f64),
-    ("logagent_lost_bytes_total", "counter", "Bytes that disappeared before they could be read.", |s| {
-        s.totals.lost_bytes as f64
+    ("logagent_lines_uncertain_total", "Lines sent again without proof that they were not stored.", |s| {
+        number(s.totals.uncertain)
     }),
-    (
-        "logagent_lost_entries_total",
-        "counter",
-        "Journal entries that were removed before they could be read.",
-        |s| s.totals.lost_entries as f64,
-    ),
+    ("logagent_lines_cut_total", "Lines cut at max_line.", |s| number(s.totals.cut)),
+    ("logagent_lost_bytes_total", "Bytes that disappeared before they could be read.", |s| {
+        number(s.totals.lost_bytes)
+    }),
+    ("logagent_lost_entries_total", "Journal entries that were removed before they could be read.", |s| {
+        number(s.totals.lost_entries)
+    }),
     (
         "logagent_damaged_entries_total",
-        "counter",
         "Journal entries that could not be read because they are damaged.",
-        |s| s.totals.damaged_entries as f64,
+        |s| number(s.totals.damaged_entries),
     ),
-    ("logagent_retries_total", "counter", "Batches sent again.", |s| s.totals.retries as f64),
-    ("logagent_memory_used_bytes", "gauge", "Bytes between disk and acknowledgement.", |s| {
-        s.memory.used as f64
+    ("logagent_retries_total", "Batches sent again.", |s| number(s.totals.retries)),
+    ("logagent_memory_used_bytes", "Bytes between disk and acknowledgement.", |s| number(s.memory.used)),
+    ("logagent_memory_limit_bytes", "The limit set by memory in the config.", |s| number(s.memory.limit)),
+    ("logagent_state_written_bytes_total", "Bytes written to the state folder.", |s| {
+        number(s.state.bytes_written)
     }),
-    ("logagent_memory_limit_bytes", "gauge", "The limit set by memory in the config.", |s| {
-        s.memory.limit as f64
+    ("logagent_state_degraded", "1 while the state folder cannot be written.", |s| {
+        flag(s.state.degraded.is_some())
     }),
-    ("logagent_state_written_bytes_total", "counter", "Bytes written to the state folder.", |s| {
-        s.state.bytes_written as f64
-    }),
-    ("logagent_state_degraded", "gauge", "1 while the state folder cannot be written.", |s| {
-        f64::from(u8::from(s.state.degraded.is_some()))
-    }),
-    ("logagent_lag_bytes", "gauge", "Unacknowledged bytes over all files.", |s| s.lag_bytes() as f64),
+    ("logagent_lag_bytes", "Unacknowledged bytes over all files.", |s| number(s.lag_bytes())),
 ];
 
-const FILES: [Each<File>; 6] = [
-    ("logagent_file_size_bytes", "Size of the file.", |f| Some(f.size as f64)),
-    ("logagent_file_acknowledged_bytes", "Acknowledged up to this offset.", |f| Some(f.acknowledged as f64)),
+const FILES: [Metric<File>; 6] = [
+    ("logagent_file_size_bytes", "Size of the file.", |f| number(f.size)),
+    ("logagent_file_acknowledged_bytes", "Acknowledged up to this offset.", |f| number(f.acknowledged)),
     ("logagent_file_lag_bytes", "Unacknowledged bytes, including those of rotated files.", |f| {
-        Some(f.lag_bytes as f64)
+        number(f.lag_bytes)
     }),
     (
         "logagent_file_unsent_entries",
         "Of a journal: entries not read yet, and records not acknowledged.",
-        |f| f.unsent_entries.map(|n| n as f64),
+        |f| f.unsent_entries.and_then(number),
     ),
     (
         "logagent_file_oldest_unsent_seconds",
         "Age of the oldest unacknowledged line; 0 if there is none.",
         |f| Some(f.oldest_unsent.unwrap_or(0.0)),
     ),
-    ("logagent_file_stuck", "1 while its lines cannot be delivered.", |f| {
-        Some(f64::from(u8::from(f.stuck_because.is_some())))
-    }),
+    ("logagent_file_stuck", "1 while its lines cannot be delivered.", |f| flag(f.stuck_because.is_some())),
 ];
 
-const BROKERS: [Each<PeerStatus>; 2] = [
-    ("logagent_broker_up", "1 while it can be reached, otherwise 0.", |p| {
-        Some(f64::from(u8::from(p.attempts == 0)))
-    }),
-    ("logagent_broker_failed_attempts", "Failed attempts since it last worked.", |p| Some(p.attempts as f64)),
+const BROKERS: [Metric<PeerStatus>; 2] = [
+    ("logagent_broker_up", "1 while it can be reached, otherwise 0.", |p| flag(p.attempts == 0)),
+    ("logagent_broker_failed_attempts", "Failed attempts since it last worked.", |p| number(p.attempts)),
 ];
 
-const TOPICS: [Each<PeerStatus>; 1] =
+const TOPICS: [Metric<PeerStatus>; 1] =
     [("logagent_topic_up", "1 while lines of this topic are accepted, otherwise 0.", |p| {
-        Some(f64::from(u8::from(p.attempts == 0)))
+        flag(p.attempts == 0)
     })];
 
-const NETWORK: [Each<NetworkStatus>; 2] = [
+const NETWORK: [Metric<NetworkStatus>; 2] = [
     ("logagent_network_transmit_bytes_total", "Bytes sent, with TLS and handshakes.", |n| {
-        Some(n.bytes_sent as f64)
+        number(n.bytes_sent)
     }),
-    ("logagent_network_receive_bytes_total", "Bytes received.", |n| Some(n.bytes_received as f64)),
+    ("logagent_network_receive_bytes_total", "Bytes received.", |n| number(n.bytes_received)),
 ];
 
-const PAYLOAD: [Each<PayloadStatus>; 1] =
-    [("logagent_topic_payload_bytes_total", "Bytes of acknowledged lines.", |p| Some(p.bytes as f64))];
+const PAYLOAD: [Metric<PayloadStatus>; 1] =
+    [("logagent_topic_payload_bytes_total", "Bytes of acknowledged lines.", |p| number(p.bytes))];
+
+fn number(n: u64) -> Option<f64> {
+    Some(n as f64)
+}
+
+fn flag(on: bool) -> Option<f64> {
+    number(on.into())
+}
 
 /// All metrics.
 pub fn text(s: &Snapshot) -> String {
     let mut out = String::new();
-    head(&mut out, "logagent_build_info", "gauge", "Always 1; the labels name the version and the driver.");
-    let driver = s.driver.split(':').next().unwrap_or_default();
-    labelled(&mut out, "logagent_build_info", &[("version", &s.version), ("driver", driver)], 1.0);
-    for (name, kind, help, value) in AGENT {
-        head(&mut out, name, kind, help);
-        labelled(&mut out, name, &[], value(s));
-    }
+    each(&mut out, &BUILD, std::slice::from_ref(s), |s| {
+        vec![("version", &s.version), ("driver", s.driver.split(':').next().unwrap_or_default())]
+    });
+    each(&mut out, &AGENT, std::slice::from_ref(s), |_| vec![]);
     each(&mut out, &FILES, &s.files, |f| vec![("path", f.path.as_str()), ("topic", f.topic.as_str())]);
     each(&mut out, &BROKERS, &s.brokers, |p| vec![("broker", p.name.as_str())]);
     each(&mut out, &TOPICS, &s.topics, |p| vec![("topic", p.name.as_str())]);
@@ -139,19 +126,16 @@ pub fn text(s: &Snapshot) -> String {
     out
 }
 
-fn each<T>(out: &mut String, metrics: &[Each<T>], all: &[T], labels: fn(&T) -> Vec<(&'static str, &str)>) {
+fn each<T>(out: &mut String, metrics: &[Metric<T>], all: &[T], labels: fn(&T) -> Vec<(&'static str, &str)>) {
     for (name, help, value) in metrics.iter().filter(|_| !all.is_empty()) {
-        head(out, name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}"); // a String takes everything
         for one in all {
             if let Some(value) = value(one) {
                 labelled(out, name, &labels(one), value);
             }
         }
     }
-}
-
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}"); // a String takes everything
 }
 
 fn labelled(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {

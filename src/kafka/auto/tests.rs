@@ -39,7 +39,7 @@ fn auto(brokers: &[String]) -> (Ends, Arc<Board>) {
     let board = Arc::new(Board::default());
     let options = AutoOptions {
         brokers: brokers.to_vec(),
-        probe: probe::Limits { connect: second, answer: second },
+        probe: second,
         pause: second / 5,
         classic: Choice { first: stub("classic"), only: stub("only classic") },
         modern: Choice { first: stub("modern"), only: stub("only modern") },
@@ -86,7 +86,7 @@ fn the_first_that_answers_decides() {
     let (ends, board) = auto(&[web.clone(), peer.host()]);
     assert_eq!(ready(&ends), "modern");
     let said = board.brokers()[&web].last_error.clone().unwrap();
-    assert!(said.contains("web server"), "{said}");
+    assert!(said.contains("speaks HTTP"), "{said}");
 }
 
 /// When a driver leaves, the other takes over its channels; the previous one is chosen again only if it is the only

@@ -183,9 +183,22 @@ impl Connection {
         self.renew.is_some_and(|at| Instant::now() >= at)
     }
 
-    /// Sends ApiVersions in version 3, or 0 if that is too new. If the broker hangs up on version 3, as some gateways
-    /// do, asks again on a new connection.
+    /// As [`Connection::negotiate`], for a broker that must know ApiVersions.
     pub fn greet(
+        &mut self,
+        address: &str,
+        options: &KafkaOptions,
+        bytes: &Arc<SocketBytes>,
+    ) -> Result<Versions, Trouble> {
+        self.negotiate(address, options, bytes).map_err(|t| match t {
+            Trouble::Ended => Trouble::Lost(self.closed_at_once()),
+            other => other,
+        })
+    }
+
+    /// Sends ApiVersions in version 3, or 0 if that is too new. If the broker hangs up on version 3, as some gateways
+    /// do, asks again on a new connection. [`Trouble::Ended`]: it hangs up on version 0 as well.
+    pub fn negotiate(
         &mut self,
         address: &str,
         options: &KafkaOptions,
@@ -200,10 +213,7 @@ impl Connection {
             return Err(Trouble::Crowded(probe::crowded()));
         }
         self.stream = dial(address, options, bytes)?;
-        self.ask_versions(&[0], options).map_err(|t| match t {
-            Trouble::Ended => Trouble::Lost(self.closed_at_once()),
-            other => other,
-        })
+        self.ask_versions(&[0], options)
     }
 
     /// The broker hung up on ApiVersions.
@@ -373,7 +383,7 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
 }
 
 /// Opens a connection, on which nothing has been sent yet.
-fn dial(address: &str, options: &KafkaOptions, bytes: &Arc<SocketBytes>) -> Result<Stream, Trouble> {
+pub fn dial(address: &str, options: &KafkaOptions, bytes: &Arc<SocketBytes>) -> Result<Stream, Trouble> {
     secure(CountedSocket::new(connect(address, options)?, bytes), address, options)
 }
 

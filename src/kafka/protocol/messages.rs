@@ -5,6 +5,7 @@
 //! other side.
 
 use crate::kafka::protocol::wire::{ApiKey, Malformed, Read, Reader, Writer};
+use std::fmt;
 
 /// Version ranges we speak. Produce 13 names topics by id, which a re-created topic would break; Metadata 13 asks for
 /// rebootstrap; InitProducerId 5 is for transactions.
@@ -30,45 +31,48 @@ pub struct Versions {
     pub sasl_authenticate: Option<i16>,
     /// The broker's lowest Fetch version: 0 means that it still accepts the `kafka` crate's requests.
     pub fetch_min: Option<i16>,
+    /// The broker's lowest Produce version.
+    pub produce_min: Option<i16>,
     /// The broker's highest Produce version, whether we support it or not.
     pub produce_max: i16,
 }
 
-/// APIs read from an answer, at most: Kafka 4 has fewer than 100.
-const APIS: usize = 1000;
+impl Versions {
+    /// Whether the `kafka` crate, which sends Produce v0, can be used. Decided by Fetch as well: Kafka 4 reports Produce
+    /// 0 to 13 but closes the connection on v0 to v2 (KAFKA-18659), while its Fetch starts at 4.
+    pub fn suits_classic(&self) -> bool {
+        self.fetch_min == Some(0) && self.produce_min == Some(0)
+    }
 
-/// An API's key, lowest and highest version.
-pub type ApiRange = (i16, i16, i16);
+    /// Record batches came with Produce v3 (Kafka 0.11).
+    pub fn suits_modern(&self) -> bool {
+        self.produce.is_some()
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Produce up to {}, Fetch from {}", self.produce_max, self.fetch_min.unwrap_or(-1))
+    }
+}
 
 /// Parses the answer to ApiVersions, version 3 (flexible) or 0. `Err(35)`: the broker wants an older version of the
 /// request; it answers in version 0's format.
-pub fn ranges(body: &[u8], version: i16) -> Read<Result<Vec<ApiRange>, i16>> {
+pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
     let error = Reader::new(body, false).i16("error")?;
     if error != 0 {
         return Ok(Err(error));
     }
     let mut r = Reader::new(&body[2..], ApiKey::ApiVersions.is_flexible(version));
-    let mut found = Vec::new();
-    for _ in 0..r.count(6, "api count")?.min(APIS) {
-        found.push((r.i16("api key")?, r.i16("min version")?, r.i16("max version")?));
-        r.skip_tags()?;
-    }
-    Ok(Ok(found))
-}
-
-/// The versions that both sides support, from the answer to ApiVersions ([`ranges`]).
-pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
-    let all = match ranges(body, version)? {
-        Ok(all) => all,
-        Err(code) => return Ok(Err(code)),
-    };
     let mut found = Versions { produce_max: -1, ..Versions::default() };
-    for (key, low, high) in all {
+    for _ in 0..r.count(6, "api count")? {
+        let (key, low, high) = (r.i16("api key")?, r.i16("min version")?, r.i16("max version")?);
+        r.skip_tags()?;
         let common = |(least, most): (i16, i16)| Some(high.min(most)).filter(|v| *v >= low.max(least));
         match key {
             0 => {
                 // Kafka 4 reports Produce 0..13 but refuses 0-2 (KAFKA-18659): only the maximum counts.
-                found.produce_max = high;
+                (found.produce_min, found.produce_max) = (Some(low), high);
                 found.produce = common(PRODUCE);
             }
             1 => found.fetch_min = Some(low),

@@ -68,7 +68,8 @@ fn d10_an_absurd_length_is_survived() {
 /// answer the probe: the reason is then a panic or a timeout.
 #[test]
 fn d10_foreign_ports_are_recognized() {
-    for (answer, what) in [(&b"HTTP/1.1 400 Bad"[..], "web server"), (b"\x15\x03\x03\x00\x02\x02\x16", "TLS")]
+    for (answer, what) in
+        [(&b"HTTP/1.1 400 Bad"[..], "speaks HTTP"), (b"\x15\x03\x03\x00\x02\x02\x16", "TLS")]
     {
         let rig = Rig::with(options(&[parrot(answer).to_string()]));
         let (maybe_stored, pace, why) = again(rig.send("a"));
