@@ -231,8 +231,7 @@ impl Known {
             known.wait(path);
             return Claim::Anothers;
         }
-        known.table.move_to(stream, Some(&look.identity), Some(path));
-        let Some(entry) = known.table.get_mut(stream) else { return Claim::New };
+        let Some(entry) = known.give(stream, &look.identity, path) else { return Claim::New };
         entry.reader = StreamUse::Opening;
         Claim::Known(entry.clone())
     }
@@ -258,8 +257,7 @@ impl Known {
             known.wait(path);
             return None;
         }
-        known.table.move_to(stream, Some(identity), Some(path));
-        let entry = known.table.get_mut(stream)?;
+        let entry = known.give(stream, identity, path)?;
         (entry.reader, entry.finished) = (StreamUse::Opening, false);
         Some(entry.clone())
     }
@@ -500,6 +498,16 @@ impl Inner {
         };
         self.table.insert(entry.clone());
         entry
+    }
+
+    /// The stream continues in this file, at this followed path. The tail it belonged to may wait for its last save.
+    fn give(&mut self, stream: StreamId, identity: &Identity, path: &Path) -> Option<&mut Entry> {
+        let former = self.table.get(stream)?.path.clone();
+        self.table.move_to(stream, Some(identity), Some(path));
+        if former != path {
+            self.tails.get(&former).inspect(|tail| tail.slot.nudge());
+        }
+        self.table.get_mut(stream)
     }
 
     /// Whether the tail of a different path is about to look for the stream.

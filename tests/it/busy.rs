@@ -10,8 +10,8 @@ use std::{
 };
 
 const LIVE: &str = "run --output stdout --from beginning --state-dir state";
-/// A shorter time than any regular look at a file takes to come.
-const AT_ONCE: Duration = secs(4);
+/// Shorter than the interval of the regular looks.
+const AT_ONCE: Duration = secs(10);
 
 fn instances(agent: &Agent) -> usize {
     agent.open_files().iter().filter(|open| *open == Path::new("anon_inode:inotify")).count()
@@ -27,17 +27,32 @@ fn write_slowly(folder: &Folder, lines: &Lines) {
     }
 }
 
+/// Writes lines until the tail has an instance of its own; returns how many.
+fn make_busy(folder: &Folder, agent: &Agent) -> u64 {
+    let mut written = 0;
+    wait_until(PATIENT, "the tail has an instance of its own", || {
+        write_slowly(folder, &Lines::new("f", written..written + 20));
+        written += 20;
+        instances(agent) == 3
+    });
+    written
+}
+
 #[track_caller]
 fn arrive(agent: &Agent, n: usize) {
     wait_until(AT_ONCE, &format!("{n} lines arrive"), || agent.lines().len() >= n);
 }
 
-/// Context switches of one thread so far.
-fn switches(agent: &Agent, thread: &str) -> u64 {
+/// How often one thread has waited so far.
+fn wake_ups(agent: &Agent, thread: &str) -> u64 {
     let status = format!("/proc/{}/task/{}/status", agent.id(), agent.thread(thread));
     let text = fs::read_to_string(status).unwrap();
-    let counts = text.lines().filter(|line| line.contains("ctxt_switches:"));
-    counts.map(|line| line.split_whitespace().last().unwrap().parse::<u64>().unwrap()).sum()
+    text.lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
 }
 
 /// Fails when a busy tail has no instance of its own, or when `watch` is woken for each line nevertheless.
@@ -46,14 +61,13 @@ fn watch_sleeps_while_a_file_is_busy() {
     let folder = Folder::new();
     folder.append("f.log", b"");
     let agent = folder.agent_line(LIVE).arg("f.log").start();
-    let (first, then) = (Lines::new("f", 0..60), Lines::new("f", 60..260));
-    write_slowly(&folder, &first);
-    wait_until(AT_ONCE, "the tail has an instance of its own", || instances(&agent) == 3);
-    let before = switches(&agent, "watch");
-    write_slowly(&folder, &then);
-    let woken = switches(&agent, "watch") - before;
-    Delivered::of(agent.wait_lines(260)).assert_exactly_once(&[&Lines::new("f", 0..260)]);
-    assert!(woken <= 30, "watch was switched to {woken} times for 200 lines");
+    let written = make_busy(&folder, &agent);
+    let before = wake_ups(&agent, "watch");
+    let all = written + 200;
+    write_slowly(&folder, &Lines::new("f", written..all));
+    let woken = wake_ups(&agent, "watch") - before;
+    Delivered::of(agent.wait_lines(all as usize)).assert_exactly_once(&[&Lines::new("f", 0..all)]);
+    assert!(woken <= 40, "watch was woken {woken} times for 200 lines");
 }
 
 /// Fails when a file that a busy path led to, or leads to from now on, is not watched: its lines then come with the next
@@ -63,33 +77,32 @@ fn a_busy_file_is_rotated_and_truncated() {
     let folder = Folder::new();
     folder.append("f.log", b"");
     let agent = folder.agent_line(LIVE).arg("f.log").start();
-    write_slowly(&folder, &Lines::new("f", 0..60));
-    arrive(&agent, 60);
-    assert_eq!(instances(&agent), 3);
+    let n = make_busy(&folder, &agent) as usize;
+    arrive(&agent, n);
     let mut old = OpenOptions::new().append(true).open(folder.path("f.log")).unwrap();
     folder.rename("f.log", "f.log.1");
     folder.append("f.log", b"new 1\n");
-    arrive(&agent, 61);
+    arrive(&agent, n + 1);
     pause(secs(1));
     old.write_all(b"late 1\n").unwrap();
-    arrive(&agent, 62);
+    arrive(&agent, n + 2);
     folder.append("f.log", b"new 2\n");
-    arrive(&agent, 63);
+    arrive(&agent, n + 3);
     pause(secs(1));
     old.write_all(b"late 2\n").unwrap();
     folder.append("f.log", b"new 3\n");
-    arrive(&agent, 65);
+    arrive(&agent, n + 5);
     fs::copy(folder.path("f.log"), folder.path("f.log.0")).unwrap();
     fs::write(folder.path("f.log"), b"").unwrap();
     folder.append("f.log", b"truncated\n");
-    arrive(&agent, 66);
+    arrive(&agent, n + 6);
     fs::remove_file(folder.path("f.log")).unwrap();
     pause(millis(500));
     folder.append("f.log", b"created\n");
-    arrive(&agent, 67);
-    write_slowly(&folder, &Lines::new("f", 60..120));
-    arrive(&agent, 127);
-    assert_eq!(agent.lines().len(), 127);
+    arrive(&agent, n + 7);
+    write_slowly(&folder, &Lines::new("f", 0..60));
+    arrive(&agent, n + 67);
+    assert_eq!(agent.lines().len(), n + 67);
     assert_eq!(instances(&agent), 3);
 }
 
@@ -134,14 +147,13 @@ fn a_file_that_is_busy_no_more() {
     let folder = Folder::new();
     folder.append("f.log", b"");
     let agent = folder.agent_line(LIVE).arg("f.log").start();
-    write_slowly(&folder, &Lines::new("f", 0..60));
-    arrive(&agent, 60);
-    assert_eq!(instances(&agent), 3);
+    let n = make_busy(&folder, &agent) as usize;
+    arrive(&agent, n);
     pause(secs(70));
     folder.append("f.log", b"while the instance is returned\n");
-    arrive(&agent, 61);
+    arrive(&agent, n + 1);
     wait_until(secs(120), "the instance is returned", || instances(&agent) == 2);
     pause(secs(1));
     folder.append("f.log", b"shared again\n");
-    arrive(&agent, 62);
+    arrive(&agent, n + 2);
 }

@@ -25,7 +25,9 @@ fn of_a_file_that_moves() {
         let mut agent = folder.agent_line("run -c c.toml").start();
         topic.wait_count(5);
         broker.pause();
+        agent.pause(); // so that they are one batch
         append(&folder, "system.journal", "b", 4);
+        agent.resume();
         let state = folder.path("state");
         wait_status(&folder, &state, "it is sent", |s| {
             s["totals"]["read"] == 9 && s["exactly_once"]["open_intents"].as_u64() > Some(0)
