@@ -253,6 +253,7 @@ fn open_record_survives_truncation() {
                     let waits = size - before.len() as u64;
                     (&s["files"][0]["size"], &s["files"][0]["lag_bytes"]) == (&size.into(), &waits.into())
                 });
+                pause(millis(300)); // the status is the same before the first read
                 if copied {
                     agent.pause();
                     folder.append("f.log", "\n c\n");
