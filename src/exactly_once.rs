@@ -139,22 +139,12 @@ impl IntentLog {
         Ok(n + self.write(&mut batches[n..])?.0)
     }
 
-    /// How many bytes of a half the unsettled intents may take, with one more of this group. While a partition is down, its
-    /// lines keep groups unsettled. The other batches must leave room for those that settle them: first no group begins,
-    /// and then only the oldest is completed.
-    fn most(&self, group_no: BatchGroupNo) -> u64 {
-        let groups = || self.live.iter().map(|l| l.group_no);
-        match (groups().min(), groups().max()) {
-            (_, Some(newest)) if group_no > newest => HALF / 2,
-            (Some(oldest), _) if group_no > oldest => HALF / 4 * 3,
-            _ => HALF / 8 * 7, // the rest is for the last sequences
-        }
-    }
-
     /// Writes as many intents as fit and returns how many of the batches have theirs, and whether the next one would fit
     /// into an empty half. Marks those batches as recorded.
     fn write(&mut self, batches: &mut [Batch]) -> io::Result<(usize, bool)> {
         let mut needed: usize = self.live.iter().map(OpenIntent::size).sum();
+        let groups = || self.live.iter().map(|l| l.group_no);
+        let unsettled = groups().min().zip(groups().max());
         let mut is_full = false;
         let mut group = RecordGroup::default();
         let mut added: Vec<(OpenIntent, LastSequence, u64)> = Vec::new();
@@ -171,7 +161,7 @@ impl IntentLog {
             let (last, voids) = (intent.last(), intent.voids);
             let live = OpenIntent::of(intent);
             needed += live.size();
-            if needed as u64 > self.most(batch.group_no) {
+            if needed as u64 > most(batch.group_no, unsettled) {
                 break;
             }
             is_full = !self.store.has_room(&group, live.payload.len());
@@ -233,6 +223,17 @@ impl IntentLog {
     fn report(&self) {
         self.board.once.unsettled.store(self.live.len() as u64, Relaxed);
         self.board.once.bytes.store(self.store.written(), Relaxed);
+    }
+}
+
+/// How many bytes of a half the unsettled intents may take, with one more of this group. `unsettled`: their oldest and newest
+/// group. While a partition is down, its lines keep groups unsettled. The other batches must leave room for those that
+/// settle them: first no group begins, and then only the oldest is completed.
+fn most(group_no: BatchGroupNo, unsettled: Option<(BatchGroupNo, BatchGroupNo)>) -> u64 {
+    match unsettled {
+        Some((_, newest)) if group_no > newest => HALF / 2,
+        Some((oldest, _)) if group_no > oldest => HALF / 4 * 3,
+        _ => HALF / 8 * 7, // the rest is for the last sequences
     }
 }
 

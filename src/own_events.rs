@@ -168,15 +168,15 @@ impl OwnEvents {
         let end = now + limit;
         loop {
             self.waker.begin_round();
-            let mut reasons = slot.take();
             if self.pace.is_due(now) {
                 let noticed = self.pace.noticed();
                 let written = self.drain();
                 self.pace.was_read(now, written, pace::pause(1), delay);
                 if written {
-                    reasons.modified = Some(reasons.modified.map_or(noticed, |before| before.min(noticed)));
+                    slot.modified(noticed);
                 }
             }
+            let reasons = slot.take();
             if reasons.any() || now >= end {
                 return reasons;
             }

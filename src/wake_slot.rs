@@ -4,9 +4,10 @@
 //! A channel per reason and a `select!` were rejected: registering with four channels and unregistering costs more than
 //! reading a line, and waker and sleeper contend for the channel's lock.
 
+use crate::lock::lock;
 use crate::waker::Waker;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Shared by a tail and everything that may wake it.
@@ -78,13 +79,9 @@ impl WakeSlot {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, SlotState> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns whether the tail had to be woken for this.
     fn wake(&self, add: impl FnOnce(&mut WakeReasons)) -> bool {
-        let mut pending = self.lock();
+        let mut pending = lock(&self.pending);
         let first = !pending.reasons.any();
         add(&mut pending.reasons);
         let waiting = std::mem::take(&mut pending.waiting);
@@ -99,23 +96,23 @@ impl WakeSlot {
     }
 
     pub fn events(&self) -> Events {
-        self.lock().events
+        lock(&self.pending).events
     }
 
     /// The tail reads the events itself, and waits with this waker. Call after it watches its files.
     pub fn claim_events(&self, waker: &Waker) {
-        let mut pending = self.lock();
+        let mut pending = lock(&self.pending);
         (pending.events, pending.waker) = (Events::Claimed, Some(waker.clone()));
     }
 
     /// The tail wants `watch` to read the events again.
     pub fn return_events(&self) {
-        self.lock().events = Events::Returned;
+        lock(&self.pending).events = Events::Returned;
     }
 
     /// `watch` has done what these called for, unless the tail has changed them meanwhile.
     pub fn settle(&self, events: Events) {
-        let mut pending = self.lock();
+        let mut pending = lock(&self.pending);
         match events {
             _ if pending.events != events => {}
             Events::Claimed => pending.events = Events::Own,
@@ -150,12 +147,12 @@ impl WakeSlot {
 
     /// Takes all reasons.
     pub fn take(&self) -> WakeReasons {
-        std::mem::take(&mut self.lock().reasons)
+        std::mem::take(&mut lock(&self.pending).reasons)
     }
 
     /// Waits for a reason, at most `limit`, and takes all.
     pub fn wait(&self, limit: Duration) -> WakeReasons {
-        let mut pending = self.lock();
+        let mut pending = lock(&self.pending);
         if !pending.reasons.any() {
             pending.waiting = true;
             let waited = self.changed.wait_timeout_while(pending, limit, |p| !p.reasons.any());

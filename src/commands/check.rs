@@ -2,8 +2,8 @@
 //!
 //! Only a valid config gets here: [`config::load`] reports the problems of others. An unreadable file or an
 //! unwritable state folder is a warning, because the agent's user may have permissions that this user lacks. A
-//! missing `must_exist` file, a file in place of the state folder, a TLS file that is not PEM, and with `--connect` an unreachable broker, are
-//! failures. A broker that can never do what the config requires makes it an invalid config.
+//! missing `must_exist` file, a file in place of the state folder, a TLS file that is not PEM, and with `--connect` an
+//! unreachable broker, are failures. A broker that can never do what the config requires makes it an invalid config.
 
 mod cluster;
 mod connect;

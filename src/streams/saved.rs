@@ -76,6 +76,15 @@ pub struct SavedStream {
     pub seen: u64,
 }
 
+#[cfg(test)]
+impl SavedStream {
+    /// Acknowledged up to `at`, and nothing beyond.
+    pub fn acked(stream: u64, path: &Path, identity: Identity, at: Point, size: u64) -> SavedStream {
+        let (stream, path, beyond) = (StreamId(stream), path.into(), Vec::new());
+        SavedStream { stream, path, identity, at, beyond, size, finished: false, seen: 0 }
+    }
+}
+
 /// Counters over all restarts. Saved together with the positions, so a line sent again after a crash is counted once
 /// per saved acknowledgement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

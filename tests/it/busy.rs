@@ -27,15 +27,18 @@ fn write_slowly(folder: &Folder, lines: &Lines) {
     }
 }
 
-/// Writes lines until the tail has an instance of its own; returns how many.
-fn make_busy(folder: &Folder, agent: &Agent) -> u64 {
+/// An agent and a file to which lines were written until its tail had an instance of its own, and their number.
+fn busy() -> (Folder, Agent, u64) {
+    let folder = Folder::new();
+    folder.append("f.log", b"");
+    let agent = folder.agent_line(LIVE).arg("f.log").start();
     let mut written = 0;
     wait_until(PATIENT, "the tail has an instance of its own", || {
-        write_slowly(folder, &Lines::new("f", written..written + 20));
+        write_slowly(&folder, &Lines::new("f", written..written + 20));
         written += 20;
-        instances(agent) == 3
+        instances(&agent) == 3
     });
-    written
+    (folder, agent, written)
 }
 
 #[track_caller]
@@ -58,10 +61,7 @@ fn wake_ups(agent: &Agent, thread: &str) -> u64 {
 /// Fails when a busy tail has no instance of its own, or when `watch` is woken for each line nevertheless.
 #[test]
 fn watch_sleeps_while_a_file_is_busy() {
-    let folder = Folder::new();
-    folder.append("f.log", b"");
-    let agent = folder.agent_line(LIVE).arg("f.log").start();
-    let written = make_busy(&folder, &agent);
+    let (folder, agent, written) = busy();
     let before = wake_ups(&agent, "watch");
     let all = written + 200;
     write_slowly(&folder, &Lines::new("f", written..all));
@@ -74,10 +74,8 @@ fn watch_sleeps_while_a_file_is_busy() {
 /// regular look.
 #[test]
 fn a_busy_file_is_rotated_and_truncated() {
-    let folder = Folder::new();
-    folder.append("f.log", b"");
-    let agent = folder.agent_line(LIVE).arg("f.log").start();
-    let n = make_busy(&folder, &agent) as usize;
+    let (folder, agent, n) = busy();
+    let n = n as usize;
     arrive(&agent, n);
     let mut old = OpenOptions::new().append(true).open(folder.path("f.log")).unwrap();
     folder.rename("f.log", "f.log.1");
@@ -144,10 +142,8 @@ fn no_instance_is_free() {
 #[test]
 #[ignore = "long form: tests/run --long"]
 fn a_file_that_is_busy_no_more() {
-    let folder = Folder::new();
-    folder.append("f.log", b"");
-    let agent = folder.agent_line(LIVE).arg("f.log").start();
-    let n = make_busy(&folder, &agent) as usize;
+    let (folder, agent, n) = busy();
+    let n = n as usize;
     arrive(&agent, n);
     pause(secs(70));
     folder.append("f.log", b"while the instance is returned\n");

@@ -175,7 +175,7 @@ fn is_same_id(id: &FileId, of: &Identity) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Point, StreamId};
+    use crate::record::Point;
     use crate::report::snapshot;
     use flate2::{Compression, write::GzEncoder};
     use std::fs;
@@ -202,21 +202,7 @@ mod tests {
         fn save(&mut self, stream: u64, path: &Path, at: u64) {
             let (file, look) = identity::open(path).unwrap();
             let at = Point { offset: at, mark: mark_at(&file, at).unwrap(), ..Point::default() };
-            let size = look.size;
-            let identity = look.identity;
-            let path = path.into();
-            let beyond = Vec::new();
-            let stream = StreamId(stream);
-            self.saved.streams.push(SavedStream {
-                stream,
-                path,
-                identity,
-                at,
-                beyond,
-                size,
-                finished: false,
-                seen: 0,
-            });
+            self.saved.streams.push(SavedStream::acked(stream, path, look.identity, at, look.size));
         }
 
         fn reached(&self, path: &Path, live: Option<&Snapshot>) -> Option<u64> {

@@ -1,4 +1,5 @@
-//! The steps about topics: our permissions, the record sizes and keys they accept, and whether the broker creates missing ones.
+//! The steps about topics: our permissions, the record sizes and keys they accept, and whether the broker creates missing
+//! ones.
 
 use super::{BrokerCheckStep, BrokerStep, Outcome, PlannedLoad, Visit};
 use crate::error::Reason;

@@ -71,7 +71,6 @@ pub fn versions(body: &[u8], version: i16) -> Read<Result<Versions, i16>> {
         let common = |(least, most): (i16, i16)| Some(high.min(most)).filter(|v| *v >= low.max(least));
         match key {
             0 => {
-                // Kafka 4 reports Produce 0..13 but refuses 0-2 (KAFKA-18659): only the maximum counts.
                 (found.produce_min, found.produce_max) = (Some(low), high);
                 found.produce = common(PRODUCE);
             }

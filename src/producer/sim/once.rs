@@ -22,7 +22,7 @@ use crate::producer::partition::Now;
 use crate::producer::recovered::{RecoveredState, Resumed};
 use crate::producer::testing::{chunk_of, origin};
 use crate::producer::{BeforeSend, Partitioner, ProducerOptions};
-use crate::record::{Identity, Key, Point, Shape, StreamId};
+use crate::record::{Identity, Key, Point, Shape};
 use crate::report::Board;
 use crate::streams::{Saved, SavedPositions, SavedStream, mailbox};
 use crate::waker::Waker;
@@ -85,16 +85,8 @@ impl<'b> World<'b> {
         let mut rng = Rng::new(seed);
         let all = [Partitioner::Sticky, Partitioner::RoundRobin, Partitioner::Random];
         let streams = 1..=2u64;
-        let stream = |s: u64| SavedStream {
-            beyond: Vec::new(),
-            stream: StreamId(s),
-            path: std::path::Path::new("/log").into(),
-            identity: Identity::default(),
-            at: Point::default(),
-            size: 0,
-            finished: false,
-            seen: 0,
-        };
+        let log = std::path::Path::new("/log");
+        let stream = |s| SavedStream::acked(s, log, Identity::default(), Point::default(), 0);
         World {
             partitioner: all[rng.below(3)],
             brokers: Brokers::new(rng, SCRIPT, partitions),

@@ -211,19 +211,8 @@ impl World {
         let identity = look_at(&path).unwrap().unwrap().identity;
         let board = Arc::new(Board::default());
         let (mut folder, mut saved) = state::open(self.state_options(None), &board).unwrap();
-        let stream = StreamId(saved.streams.len() as u64 + 1);
-        let (at, beyond) = (Point::default(), Vec::new());
-        let path = path.as_path().into();
-        saved.streams.push(SavedStream {
-            stream,
-            path,
-            identity,
-            at,
-            beyond,
-            size,
-            finished: false,
-            seen: 0,
-        });
+        let stream = saved.streams.len() as u64 + 1;
+        saved.streams.push(SavedStream::acked(stream, &path, identity, Point::default(), size));
         folder.take_over(&saved, HashMap::new());
         let registry = folder.registry(&board);
         Work::new(folder, registry, board).expect("a state folder").save(false);
