@@ -27,12 +27,15 @@ const SLOTS: u64 = 256;
 /// Maximum number of fields of an entry. journald allows 1024.
 const FIELDS: u64 = 4096;
 
+/// A field up to this length is kept whatever the entry holds before it: filters and keys need such fields.
+const SMALL: usize = 512;
+
 /// Limits on what is kept of an entry's fields.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryLimits {
     /// Bytes of one field including its name; a longer one is cut.
     pub field: usize,
-    /// Bytes of all fields; the rest is dropped.
+    /// Bytes of all fields, beyond which only the message and [`SMALL`] fields are kept. 0: read no fields.
     pub entry: usize,
 }
 
@@ -367,27 +370,34 @@ impl JournalFile {
         e.bytes.clear();
         e.fields.clear();
         e.left_out = 0;
+        if limits.entry == 0 {
+            return Ok(());
+        }
         for i in 0..e.items.len() {
             if e.items[i] == 0 {
                 continue; // padding in the compact layout
             }
             let at = e.bytes.len();
-            if at >= limits.entry {
-                e.left_out += (e.items.len() - i) as u32;
-                break;
+            let is_full = at >= limits.entry;
+            let most = if is_full { SMALL } else { limits.field };
+            let mut read = self.data(pages, e.items[i], e.offset, most, &mut e.bytes);
+            if is_full && matches!(read, Ok(true)) {
+                let is_message = e.bytes[at..].starts_with(b"MESSAGE=") && e.first(b"MESSAGE").is_none();
+                e.bytes.truncate(at);
+                read = match is_message {
+                    true => self.data(pages, e.items[i], e.offset, limits.field, &mut e.bytes),
+                    false => Err(ReadError::Entry("too many large fields")),
+                };
             }
-            match self.data(pages, e.items[i], e.offset, limits, &mut e.bytes) {
-                Ok(cut) => match memchr::memchr(b'=', &e.bytes[at..]) {
-                    Some(name) if name > 0 => {
-                        e.fields.push(EntryField { at, name, len: e.bytes.len() - at, cut });
-                    }
-                    _ => {
-                        e.bytes.truncate(at);
-                        e.left_out += 1;
-                    }
-                },
+            let cut = match read {
+                Ok(cut) => Some(cut),
                 Err(ReadError::Io(error)) => return Err(ReadError::Io(error)),
-                Err(_) => {
+                Err(_) => None,
+            };
+            let name = memchr::memchr(b'=', &e.bytes[at..]).filter(|name| *name > 0);
+            match cut.zip(name) {
+                Some((cut, name)) => e.fields.push(EntryField { at, name, len: e.bytes.len() - at, cut }),
+                None => {
                     e.bytes.truncate(at);
                     e.left_out += 1;
                 }
@@ -396,13 +406,13 @@ impl JournalFile {
         Ok(())
     }
 
-    /// Appends `NAME=value` to `out`. True: it is cut.
+    /// Appends `NAME=value` to `out`, at most `most` bytes. True: it is cut.
     fn data(
         &self,
         pages: &mut Pages,
         at: u64,
         entry: u64,
-        limits: &EntryLimits,
+        most: usize,
         out: &mut Vec<u8>,
     ) -> Result<bool, ReadError> {
         if let Some(kept) = pages.repeated(at) {
@@ -411,14 +421,11 @@ impl JournalFile {
         }
         let skip = if self.header.is_compact() { 72 } else { 64 };
         let (size, flags) = self.object(pages, at, DATA, skip)?;
-        let most = limits.field;
         if flags & COMPRESSED != 0 {
-            // Compressed values are read whole. One over the limit would decompress to even more, so the field is
-            // dropped.
-            if size - skip > most as u64 {
-                return Err(ReadError::Entry("a compressed field over the limit"));
-            }
-            let unpacked = pages.unpack(&self.file, at + skip, (size - skip) as usize, flags, most, out)?;
+            // Of a longer value as much as decompresses to the limit: an incompressible block of zstd has up to
+            // 128 KiB and 3 bytes more than its content, and LZ4 needs a byte for 255.
+            let packed = (size - skip).min((most + most / 128 + (256 << 10)) as u64);
+            let unpacked = pages.unpack(&self.file, at + skip, packed as usize, flags, most, out)?;
             return Ok(unpacked == Decompressed::Cut);
         }
         let len = (size - skip).min(most as u64) as usize;

@@ -23,8 +23,9 @@ impl EntryFilter {
         };
         let asks = |names: &[String], field: &[u8]| names.is_empty() || is_one(names, field);
         let important = |least: u8| {
+            let mut all = e.values(b"PRIORITY").peekable();
             // An entry without a priority passes.
-            e.first(b"PRIORITY").is_none_or(|p| matches!(p, [p] if *p <= b'0' + least))
+            all.peek().is_none() || all.any(|p| matches!(p, [p] if *p <= b'0' + least))
         };
         self.boot.is_none_or(|boot| e.boot_id == boot)
             && self.priority.is_none_or(important)
@@ -35,10 +36,12 @@ impl EntryFilter {
     }
 }
 
-/// As `journalctl -u`: messages of the unit, and messages about it from systemd and other privileged processes.
+/// As `journalctl -u`: messages of the unit, or of the units in a slice, and messages about it from systemd and other
+/// privileged processes.
 fn is_about(e: &JournalEntry, unit: &[u8]) -> bool {
     let has = |name: &[u8], value: &[u8]| e.values(name).any(|v| v == value);
     has(b"_SYSTEMD_UNIT", unit)
+        || unit.ends_with(b".slice") && has(b"_SYSTEMD_SLICE", unit)
         || has(b"UNIT", unit) && has(b"_PID", b"1")
         || (has(b"OBJECT_SYSTEMD_UNIT", unit) || has(b"COREDUMP_UNIT", unit)) && has(b"_UID", b"0")
 }

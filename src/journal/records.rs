@@ -39,8 +39,10 @@ const KEY_MAX: usize = 4096;
 
 impl EntryRules {
     pub fn limits(&self) -> EntryLimits {
-        // Room for the field's own name, so that a message of `max_line` bytes is not cut.
-        EntryLimits { field: self.max_line + 64, entry: 2 * self.max_line }
+        // Room for the field's own name, so that a message of `max_line` bytes is not cut; and with a small `max_line`
+        // for keys and for what filters compare.
+        let most = self.max_line.max(KEY_MAX);
+        EntryLimits { field: most + 64, entry: 2 * most }
     }
 
     /// `false`: the entry is filtered out.
