@@ -89,11 +89,14 @@ pub fn run(o: JournalOptions, context: JournalContext<'_>, out: Outlet, waker: &
     let mut relist = true;
     while !stop.is_on() {
         waker.begin_round();
-        let moved = follower.choose_folder();
-        if moved || watch.is_none() {
-            watch = follower.folder.as_deref().map(|folder| FolderWatch::new(folder, follower.o.poll));
+        follower.choose_folder();
+        if let Some(folder) = follower.folder.as_deref()
+            && !watch.as_ref().is_some_and(|watch: &FolderWatch| watch.is_of(folder))
+        {
+            watch = Some(FolderWatch::new(folder, follower.o.poll));
+            relist = true;
         }
-        let most = match follower.turn(relist || moved) {
+        let most = match follower.turn(relist) {
             Ok(Turn::Again) => {
                 relist = false;
                 continue;
@@ -194,21 +197,19 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Chooses the first folder that exists. True: it has changed.
-    fn choose_folder(&mut self) -> bool {
+    /// Chooses the first folder that exists.
+    fn choose_folder(&mut self) {
         let is_there = |folder: &&PathBuf| {
             folder.symlink_metadata().map_or_else(|e| e.kind() != io::ErrorKind::NotFound, |_| true)
         };
         let best = self.o.folders.iter().find(is_there);
         if best.is_none() || best == self.folder.as_ref() {
-            return false;
+            return;
         }
         let best = best.cloned();
-        if self.folder.is_some() && !self.leave_folder() {
-            return false;
+        if self.folder.is_none() || self.leave_folder() {
+            self.folder = best;
         }
-        self.folder = best;
-        true
     }
 
     /// Reads the rest of the folder, which is no longer written. False: not finished yet.

@@ -9,7 +9,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,18 +23,28 @@ pub struct FolderWatch {
     /// `None`: no events, so the folder is polled.
     events: Option<OwnedFd>,
     poll: Duration,
+    /// Device and inode of the folder; `None`: there was none.
+    of: Option<(u64, u64)>,
+    /// The folder was removed. Another one may have its inode.
+    ended: Cell<bool>,
 }
 
 impl FolderWatch {
     /// `poll`: how often to look where there are no events.
     pub fn new(folder: &Path, poll: Duration) -> FolderWatch {
+        let of = device_and_inode(folder);
         let events = if is_network_fs(folder) { None } else { watch(folder).ok() };
-        FolderWatch { events, poll }
+        FolderWatch { events, poll, of, ended: Cell::new(false) }
+    }
+
+    /// Whether it watches the folder that has this name now. A removed or renamed folder may be created again.
+    pub fn is_of(&self, folder: &Path) -> bool {
+        !self.ended.get() && self.of == device_and_inode(folder)
     }
 
     /// For when there is no folder yet.
     pub fn nowhere(poll: Duration) -> FolderWatch {
-        FolderWatch { events: None, poll }
+        FolderWatch { events: None, poll, of: None, ended: Cell::new(false) }
     }
 
     /// Waits for a change, the waker, or the next scheduled look, but at most `most`. True: names may have changed.
@@ -57,12 +69,19 @@ impl FolderWatch {
         let mut names = false;
         loop {
             match reader.next() {
-                Ok(event) => names |= event.events() != ReadFlags::MODIFY,
+                Ok(event) => {
+                    names |= event.events() != ReadFlags::MODIFY;
+                    self.ended.set(self.ended.get() || event.events().contains(ReadFlags::IGNORED));
+                }
                 Err(Errno::INTR) => {}
                 Err(_) => return names, // no more
             }
         }
     }
+}
+
+fn device_and_inode(folder: &Path) -> Option<(u64, u64)> {
+    folder.metadata().ok().map(|m| (m.dev(), m.ino()))
 }
 
 fn watch(folder: &Path) -> rustix::io::Result<OwnedFd> {
@@ -72,7 +91,8 @@ fn watch(folder: &Path) -> rustix::io::Result<OwnedFd> {
         | WatchFlags::MOVED_FROM
         | WatchFlags::MOVED_TO
         | WatchFlags::DELETE
-        | WatchFlags::DELETE_SELF;
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF;
     add_watch(&events, folder, what)?;
     Ok(events)
 }
