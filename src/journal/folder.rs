@@ -86,8 +86,22 @@ pub fn list(folder: &Path) -> io::Result<Listing> {
             Err(e) => listing.refused.push((path, e)),
         }
     }
-    listing.files = in_order(listing.files);
+    listing.files = in_order(without_copies(listing.files));
     Ok(listing)
+}
+
+/// Of a file and its copies or other names only the one with the most entries; of equal ones the live one.
+fn without_copies(files: Vec<ListedJournal>) -> Vec<ListedJournal> {
+    let rank = |f: &ListedJournal| (f.header.entries, !is_old_name(f.path.file_name().unwrap_or_default()));
+    let mut kept: Vec<ListedJournal> = Vec::new();
+    for file in files {
+        match kept.iter_mut().find(|other| other.header.file_id == file.header.file_id) {
+            Some(other) if rank(other) >= rank(&file) => {}
+            Some(other) => *other = file,
+            None => kept.push(file),
+        }
+    }
+    kept
 }
 
 /// Sorts the archived files of a chain before the live one. Files of one sequence number series are sorted by their
