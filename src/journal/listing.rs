@@ -23,7 +23,11 @@ impl Follower<'_> {
         self.note_refused(&refused);
         for o in &mut self.open {
             let now = files.iter().find(|f| f.header.file_id == o.journal.header.file_id);
-            o.name = now.map(|f| f.path.clone());
+            // journald notices late that someone has removed the file it writes to, and makes another only then.
+            let is_replaced = files.iter().any(|f| f.path == o.origin.path);
+            if now.is_some() || is_replaced {
+                o.name = now.map(|f| f.path.clone());
+            }
         }
         self.done.retain(|id| files.iter().any(|f| f.header.file_id == *id));
         let new: Vec<&ListedJournal> = files.iter().filter(|f| !self.is_known(&f.header.file_id)).collect();

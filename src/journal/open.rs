@@ -38,7 +38,7 @@ impl Scratch {
 #[derive(Debug)]
 pub struct OpenJournal {
     pub journal: JournalFile,
-    /// Its name in the last listing; `None`: it has been removed.
+    /// Its name in the last listing in which it or its successor was; `None`: it has been removed.
     pub name: Option<PathBuf>,
     pub origin: Arc<Origin>,
     /// Handed over up to here.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// One entry in the export format, of this second and with these fields.
 pub fn export(second: u64, fields: &[(&str, &[u8])]) -> Vec<u8> {
@@ -34,21 +34,41 @@ pub fn messages(word: &str, n: u64) -> Vec<u8> {
     (0..n).flat_map(entry).collect()
 }
 
+/// A program that appends entries to a journal file, which may be a new one. It ends when dropped.
+pub struct JournalWriter(Child);
+
+impl JournalWriter {
+    pub fn start(path: &Path, compact: bool) -> JournalWriter {
+        let programs = ["/lib/systemd/systemd-journal-remote", "/usr/lib/systemd/systemd-journal-remote"];
+        let program = programs.iter().find(|p| Path::new(p).exists());
+        let program = program.expect("these tests need the package systemd-journal-remote");
+        let flag = if compact { "1" } else { "0" };
+        let child = Command::new(program)
+            .args(["--split-mode=none", "-o"])
+            .arg(path)
+            .arg("-")
+            .envs([("SYSTEMD_JOURNAL_COMPACT", flag), ("SYSTEMD_JOURNAL_KEYED_HASH", flag)])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        JournalWriter(child)
+    }
+
+    pub fn write(&mut self, entries: &[u8]) {
+        self.0.stdin.as_mut().unwrap().write_all(entries).unwrap();
+    }
+}
+
+impl Drop for JournalWriter {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let ended = self.0.wait();
+        assert!(std::thread::panicking() || ended.unwrap().success());
+    }
+}
+
 /// Appends entries to a journal file, which may be a new one.
 pub fn write_journal(path: &Path, compact: bool, entries: &[u8]) {
-    let programs = ["/lib/systemd/systemd-journal-remote", "/usr/lib/systemd/systemd-journal-remote"];
-    let program = programs.iter().find(|p| Path::new(p).exists());
-    let program = program.expect("these tests need the package systemd-journal-remote");
-    let flag = if compact { "1" } else { "0" };
-    let mut child = Command::new(program)
-        .args(["--split-mode=none", "-o"])
-        .arg(path)
-        .arg("-")
-        .envs([("SYSTEMD_JOURNAL_COMPACT", flag), ("SYSTEMD_JOURNAL_KEYED_HASH", flag)])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(entries).unwrap();
-    assert!(child.wait().unwrap().success());
+    JournalWriter::start(path, compact).write(entries);
 }

@@ -4,6 +4,7 @@ use super::loss::{lost, numbered_file};
 use super::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 /// Writes into a file of the journal folder.
 pub fn patch(folder: &Folder, name: &str, at: u64, bytes: &[u8]) {
@@ -76,6 +77,102 @@ fn a_folder_that_appears_later() {
     assert_eq!(lines[3..], [b"b 0", b"b 1"]);
     agent.stop().expect_code(0);
     assert_eq!(lost(&folder), 0);
+}
+
+/// Fails when a folder that is removed or renamed, and created again, is not watched: its entries then come with the next walk,
+/// up to 30 s later.
+#[test]
+fn a_folder_that_is_created_again() {
+    let folder = with_journal("");
+    append(&folder, "system.journal", "a", 2);
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(2);
+    let mut n = 2;
+    for round in 0..4 {
+        match round % 2 {
+            0 => std::fs::remove_dir_all(folder.path("journal")).unwrap(),
+            _ => folder.rename("journal", "journal.old"),
+        }
+        if round < 2 {
+            pause(secs(2)); // it notices that there is none
+        }
+        folder.mkdir("journal");
+        append(&folder, "system.journal", "b", 1);
+        agent.wait_lines(n + 1);
+        for _ in 0..3 {
+            let from = Instant::now();
+            append(&folder, "system.journal", "c", 1);
+            n += 1;
+            agent.wait_lines(n + 1);
+            assert!(from.elapsed() < secs(5), "{round}: {:?}", from.elapsed());
+        }
+        n += 1;
+        let _ = std::fs::remove_dir_all(folder.path("journal.old"));
+    }
+    agent.stop().expect_code(0);
+}
+
+/// Someone removes the file that is being written; its writer goes on in it. Fails when what is written then is lost, or when the
+/// file is still held once there is another.
+#[test]
+fn the_live_file_is_removed() {
+    let folder = with_journal("");
+    let mut writer = JournalWriter::start(&folder.path("journal/system.journal"), true);
+    writer.write(&messages("a", 2));
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(2);
+    folder.remove("journal/system.journal");
+    pause(secs(1)); // it is noticed
+    writer.write(&messages("b", 2));
+    assert_eq!(agent.wait_lines(4)[2..], [b"b 0", b"b 1"]);
+    writer.write(&messages("c", 2));
+    drop(writer);
+    append(&folder, "system.journal", "d", 2);
+    let mut lines = agent.wait_lines(8);
+    lines.sort();
+    assert_eq!(lines[4..], [b"c 0", b"c 1", b"d 0", b"d 1"]);
+    let held = || agent.open_files().iter().any(|f| f.to_string_lossy().ends_with("(deleted)"));
+    wait_until(SOON, "the removed file is closed", || !held());
+    agent.stop().expect_code(0);
+}
+
+/// A box that loses power often: each time, journald begins another series of numbers, and keeps up to 100 files. Fails when the
+/// oldest are forgotten, and sent again.
+#[test]
+fn many_series_of_numbers() {
+    let folder = with_journal("");
+    for n in 0..90 {
+        append(&folder, &format!("system@{n}.journal"), &format!("file {n}"), 1);
+    }
+    assert_eq!(once(&folder).len(), 90);
+    assert_eq!(once(&folder), [""; 0]);
+}
+
+/// A copy or another name of the live file, as a backup leaves it. Fails when the live file is not read any more, now or after a
+/// restart, or an entry is sent twice.
+#[test]
+fn a_copy_of_the_live_file() {
+    for (name, is_link) in
+        [("system@1.journal", false), ("backup.journal", false), ("system@1.journal", true)]
+    {
+        let folder = with_journal("");
+        let path = |name: &str| folder.path("journal").join(name);
+        append(&folder, "system.journal", "a", 2);
+        let mut agent = folder.agent_line(LIVE).start();
+        agent.wait_lines(2);
+        match is_link {
+            true => std::fs::hard_link(path("system.journal"), path(name)).unwrap(),
+            false => drop(std::fs::copy(path("system.journal"), path(name)).unwrap()),
+        }
+        pause(secs(1)); // it is listed
+        append(&folder, "system.journal", "b", 2);
+        assert_eq!(agent.wait_lines(4)[2..], [b"b 0", b"b 1"], "{name}");
+        agent.stop().expect_code(0);
+        append(&folder, "system.journal", "c", 2);
+        assert_eq!(once(&folder), ["c 0", "c 1"], "{name}");
+        append(&folder, "system.journal", "d", 2);
+        assert_eq!(once(&folder), ["d 0", "d 1"], "{name}");
+    }
 }
 
 /// Fails when the journal is not polled if no inotify instance is left.
