@@ -25,6 +25,7 @@ mod totals;
 
 pub use progress::Progress;
 pub use saved::{NumberGap, Saved, SavedPositions, SavedStream, SavedTotals};
+pub use table::FINISHED_PER_JOURNAL;
 pub use totals::Totals;
 
 use crate::lock::lock;

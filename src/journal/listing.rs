@@ -152,11 +152,15 @@ impl Follower<'_> {
         let id = file.header.file_id;
         let is_old =
             folder::is_old_name(file.path.file_name().unwrap_or_default()) || file.header.is_archived();
-        // Finished streams are eventually forgotten; a later file of the chain that was read proves the same.
+        // The oldest finished streams may have been forgotten; a later file of the chain that was read proves the same.
+        let path = file.path.with_file_name(&file.chain);
+        let found = self.read_before.iter().filter(|(chain, ..)| *chain == file.chain).count();
+        let vanished = self.saved.iter().filter(|s| *s.path == *path).count();
+        let some_are_forgotten = found + vanished >= FINISHED_PER_JOURNAL;
         let is_later = |(chain, seqnum_id, read): &(String, Id128, u64)| {
             *chain == file.chain && *seqnum_id == file.header.seqnum_id && file.header.tail_seqnum <= *read
         };
-        let was_read = is_old && self.read_before.iter().any(is_later);
+        let was_read = is_old && some_are_forgotten && self.read_before.iter().any(is_later);
         let from_end = is_first && self.o.is_new && !self.o.from_beginning;
         if was_read {
             self.done.push(id);

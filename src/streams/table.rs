@@ -9,6 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// Finished streams kept per chain of journal files, at most: journald keeps 100 files unless `SystemMaxFiles=` says
+/// otherwise, and a file that is forgotten may be sent again.
+pub const FINISHED_PER_JOURNAL: usize = 256;
+
 /// All known streams.
 ///
 /// The size stays bounded over any number of rotations. A finished stream records "this rotated file, or its `.gz`,
@@ -198,9 +202,9 @@ impl Table {
     }
 
     fn note_finished(&mut self, id: StreamId, path: Arc<Path>) {
+        let most = if self.is_journal(id) { FINISHED_PER_JOURNAL } else { Self::FINISHED_PER_PATH };
         let of_path = self.finished.entry(path).or_default();
         self.finished_total += usize::from(of_path.insert(id));
-        let most = Self::FINISHED_PER_PATH;
         let oldest = if of_path.len() > most { of_path.first().copied() } else { None };
         let oldest = oldest.or_else(|| self.oldest_of_the_largest());
         if let Some(oldest) = oldest {
@@ -218,12 +222,18 @@ impl Table {
         }
     }
 
-    /// When the total is exceeded: the oldest finished stream of the path that has the most.
+    fn is_journal(&self, id: StreamId) -> bool {
+        self.streams.get(&id).is_some_and(|s| s.acked.at.mark.seqnum().is_some())
+    }
+
+    /// When the total is exceeded: the oldest finished stream of the log file that has the most.
     fn oldest_of_the_largest(&self) -> Option<StreamId> {
         if self.finished_total <= Self::FINISHED {
             return None;
         }
-        let most = self.finished.values().max_by_key(|of_path| of_path.len())?;
+        let of_files =
+            self.finished.values().filter(|all| all.first().is_none_or(|id| !self.is_journal(*id)));
+        let most = of_files.max_by_key(|of_path| of_path.len())?;
         if most.len() <= Self::FINISHED_AT_LEAST { None } else { most.first().copied() }
     }
 

@@ -200,3 +200,30 @@ fn a_file_that_may_not_be_read() {
     assert_eq!(lost(&folder), 0);
     agent.stop().expect_code(0);
 }
+
+/// Fails when a rotated file that could not be read is taken for one that was read and forgotten, once the agent has restarted:
+/// its entries would be missing, and not be counted.
+#[test]
+fn a_rotated_file_that_becomes_readable() {
+    let folder = with_journal("");
+    std::fs::set_permissions(folder.root(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let set_mode = |name: &str, mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(folder.path(name), mode).unwrap();
+    };
+    for (name, word, numbers, mode) in
+        [("system@1.journal", "a", [1, 2], 0o600), ("system.journal", "b", [3, 4], 0o644)]
+    {
+        numbered_file(&folder, name, word, &numbers);
+        oddities::patch(&folder, name, 72, &[7; 16]); // the ID of their numbers
+        set_mode(&format!("journal/{name}"), mode);
+    }
+    let setpriv = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups"];
+    let mut agent = folder.started_by(setpriv, LIVE).spawn();
+    agent.wait_lines(2);
+    agent.stop().expect_code(0);
+    set_mode("journal/system@1.journal", 0o644);
+    let mut agent = folder.started_by(setpriv, LIVE).spawn();
+    assert_eq!(agent.wait_lines(2), [b"a 0", b"a 1"]);
+    agent.stop().expect_code(0);
+}
