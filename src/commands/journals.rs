@@ -9,14 +9,20 @@ use crate::stop;
 use crate::streams::{Registry, Saved};
 use crate::tail::known::Known;
 use crate::waker::{Waker, Waking};
+use crossbeam_channel::{Receiver, bounded};
+use std::convert::Infallible;
 use std::thread::{Builder, Scope};
 
 /// Bytes of a thread's stack.
 const STACK: usize = 256 << 10;
 
 /// The running threads. Dropping it ends them.
-#[derive(Default)]
-pub struct Journals(#[allow(dead_code, reason = "held, not read")] Vec<Waking<stop::Handle>>);
+pub struct Journals {
+    #[allow(dead_code, reason = "held, not read")]
+    handles: Vec<Waking<stop::Handle>>,
+    /// Closes when every journal has opened the files that existed at the start, or cannot.
+    pub looked: Receiver<Infallible>,
+}
 
 impl Journals {
     /// `registry` records which journals are known; `None` if nothing is saved.
@@ -29,6 +35,7 @@ impl Journals {
         out: &Outlet,
     ) -> Result<Journals, Error> {
         let mut handles = Vec::new();
+        let (looking, looked) = bounded(0);
         for plan in plans {
             let waker = Waker::new().map_err(Error::no_eventfd)?;
             let (handle, stop) = stop::pair();
@@ -40,6 +47,7 @@ impl Journals {
             let losses = losses.cloned().collect();
             let saved = saved.streams.iter().filter(is_its).cloned().collect();
             let (options, name, out) = (plan.options.clone(), plan.name.clone(), out.clone());
+            let looking = looking.clone();
             let body = move || {
                 let new_stream = || known.new_stream();
                 let first_look_done = Box::new(move || {
@@ -47,13 +55,19 @@ impl Journals {
                         registry.pattern_known(name);
                     }
                 });
-                let context =
-                    JournalContext { board, new_stream: &new_stream, saved, losses, first_look_done };
+                let context = JournalContext {
+                    board,
+                    new_stream: &new_stream,
+                    saved,
+                    losses,
+                    first_look_done,
+                    looking,
+                };
                 follow::run(options, context, out, &waker, &stop);
             };
             let thread = Builder::new().name("journal".into()).stack_size(STACK);
             thread.spawn_scoped(scope, body).map_err(|e| Error::no_thread("journal", e))?;
         }
-        Ok(Journals(handles))
+        Ok(Journals { handles, looked })
     }
 }

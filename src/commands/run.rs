@@ -140,7 +140,7 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
         let supervisor = Supervisor::start(scope, (&known, board), sources, config.once, saves, outlet)?;
         let mut run_loop = RunLoop {
             supervisor,
-            journals,
+            journals: Some(journals),
             board,
             asked,
             config,
@@ -185,7 +185,7 @@ fn start<'s, T: Send + 's>(
 /// The main thread's loop: handles watch events, signals and the ends of stages.
 struct RunLoop<'s, 'e> {
     supervisor: Supervisor<'s, 'e>,
-    journals: Journals,
+    journals: Option<Journals>,
     board: &'e Board,
     asked: Overrides,
     config: Config,
@@ -216,6 +216,7 @@ impl RunLoop<'_, '_> {
     fn work(&mut self, signals: &Receiver<Signal>, ship_gone: &Receiver<Infallible>) -> Result<(), Error> {
         let mut deadline = never();
         let mut scanned = self.supervisor.scanned.clone();
+        let mut looked = self.journals.as_ref().map(|journals| journals.looked.clone());
         let mut too_slow = never();
         let mut flushed = never();
         let mut watchdog_due = self.watchdog.next();
@@ -232,9 +233,11 @@ impl RunLoop<'_, '_> {
                 recv(self.supervisor.retry) -> _ => self.supervisor.retry_waiting(),
                 recv(self.supervisor.ends) -> end => if let Ok(end) = end { self.supervisor.ended(end) },
                 recv(scanned) -> _ => { // closed: every tail of the first walk has checked its file
-                    scanned = never();
-                    too_slow = never();
-                    flushed = self.save_first_scan();
+                    scanned = looked.take().unwrap_or_else(|| {
+                        too_slow = never();
+                        flushed = self.save_first_scan();
+                        never()
+                    });
                 }
                 recv(too_slow) -> _ => {
                     warn!("some file could not be examined within {FIRST_LOOK:?}; reporting ready without it");
@@ -361,7 +364,7 @@ impl RunLoop<'_, '_> {
         info!("stopping: waiting for acknowledgements");
         self.notify.stopping("waiting for acknowledgements");
         self.supervisor.stop();
-        self.journals = Journals::default();
+        self.journals = None;
         self.halt = None;
         after(self.config.agent.drain_timeout)
     }

@@ -18,7 +18,9 @@ use crate::report::log_throttle::LogThrottle;
 use crate::stop::Stop;
 use crate::streams::{NumberGap, SavedStream};
 use crate::waker::Waker;
+use crossbeam_channel::Sender;
 use log::{error, warn};
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,6 +63,8 @@ pub struct JournalContext<'e> {
     pub losses: Vec<(PathBuf, NumberGap)>,
     /// All existing files are open, so `start` no longer applies.
     pub first_look_done: Box<dyn FnOnce() + Send + 'e>,
+    /// Dropped then, or when there is nothing to open.
+    pub looking: Sender<Infallible>,
 }
 
 /// Maximum chunks read from a live file before the others get their turn.
@@ -140,6 +144,7 @@ pub(super) struct Follower<'a> {
     /// How far an earlier run had read, per chain and sequence number ID.
     pub(super) read_before: Vec<(String, Id128, u64)>,
     pub(super) first_look_done: Option<Box<dyn FnOnce() + Send + 'a>>,
+    looking: Option<Sender<Infallible>>,
     /// Unreadable files that have been logged.
     pub(super) refused: Vec<PathBuf>,
     pub(super) scratch: Scratch,
@@ -180,6 +185,7 @@ impl<'a> Follower<'a> {
             saved: context.saved,
             read_before: Vec::new(),
             first_look_done: Some(context.first_look_done),
+            looking: Some(context.looking),
             refused: Vec::new(),
             scratch: Scratch::default(),
             tally: None,
@@ -237,11 +243,14 @@ impl<'a> Follower<'a> {
             if let Some(done) = self.first_look_done.take() {
                 done();
             }
+            self.looking = None;
             return Ok(Turn::Wait(Some(LATER)));
         };
         if relist || self.first_look_done.is_some() {
             self.relist = false;
-            self.list(&folder)?;
+            let listed = self.list(&folder);
+            self.looking = None;
+            listed?;
             self.well();
             self.show();
         }

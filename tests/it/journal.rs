@@ -2,12 +2,13 @@
 //! What needs a running journald is in tests/journal.
 
 mod damage;
+mod fields;
 mod flush;
 mod loss;
 mod oddities;
 mod reread;
 
-use crate::harness::journal_files::{export, messages, write_journal};
+use crate::harness::journal_files::{JournalWriter, export, messages, write_journal};
 use crate::harness::*;
 
 const LIVE: &str = "run -c c.toml --output stdout";
@@ -127,6 +128,23 @@ fn start_at_the_end() {
     agent.stop().expect_code(0);
 }
 
+/// Fails when the agent is ready before the positions are saved: after a crash, it would skip what was written meanwhile.
+#[test]
+fn ready_once_the_end_is_saved() {
+    let folder = with_journal("");
+    let text = std::fs::read_to_string(folder.path("c.toml")).unwrap();
+    folder.write("c.toml", text.replace("beginning", "end"));
+    for name in ["system.journal", "system@1.journal", "system@2.journal", "system@3.journal"] {
+        append(&folder, name, "old", 20_000);
+    }
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.kill();
+    append(&folder, "system.journal", "new", 3);
+    let mut agent = folder.agent_line(LIVE).start();
+    assert_eq!(agent.wait_lines(3), [b"new 0", b"new 1", b"new 2"]);
+    agent.stop().expect_code(0);
+}
+
 /// Fails when a filter lets through what it should not, or the other way round, or what is left out is read at each start.
 #[test]
 fn filters() {
@@ -209,6 +227,20 @@ fn check_and_status_show_it() {
     let done = folder.agent_line("check -c c.toml").run().expect_code(0);
     let text = String::from_utf8(done.stdout).unwrap();
     assert!(text.contains("1 journal file") && text.contains("system@9.journal is not read"), "{text}");
+}
+
+/// systemd's tools and other shippers take `/var/log/journal` as a whole. Fails when nothing says that the folder in it is meant.
+#[test]
+fn a_folder_of_journal_folders() {
+    let folder = with_journal("topic = \"t\"\n[kafka]\nbrokers = [\"127.0.0.1:1\"]");
+    folder.mkdir("journal/0123456789abcdef");
+    append(&folder, "0123456789abcdef/system.journal", "a", 1);
+    let wanted = "set directory to the folder in it, such as";
+    let done = folder.agent_line("check -c c.toml").run();
+    let said = String::from_utf8(done.stdout).unwrap() + &done.stderr;
+    assert!(said.contains(wanted) && said.contains("journal/0123456789abcdef"), "{said}");
+    let done = folder.agent_line(&format!("{LIVE} --once")).run().expect_code(0);
+    assert!(done.stderr.contains(wanted), "{}", done.stderr);
 }
 
 /// Fails when the backlog of a journal is not counted in entries, read or not, or remains after delivery.
