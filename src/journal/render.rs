@@ -106,7 +106,11 @@ fn value(out: &mut Vec<u8>, e: &JournalEntry, f: &EntryField, longest: usize) {
 }
 
 fn is_printable(v: &[u8]) -> bool {
-    let plain = |c: char| !matches!(c, '\0'..='\x08' | '\x0b'..='\x1f' | '\x7f'..='\u{9f}');
+    // systemd takes noncharacters for invalid.
+    let plain = |c: char| {
+        !matches!(c, '\0'..='\x08' | '\x0b'..='\x1f' | '\x7f'..='\u{9f}' | '\u{fdd0}'..='\u{fdef}')
+            && u32::from(c) & 0xfffe != 0xfffe
+    };
     v.iter().all(|b| matches!(b, 0x20..0x7f)) || std::str::from_utf8(v).is_ok_and(|s| s.chars().all(plain))
 }
 

@@ -80,6 +80,7 @@ fn odd_entries() -> Vec<u8> {
                 ("TWICE", format!("two {i}").as_bytes()),
                 ("LATIN", b"gr\xfc\xdf\x01"),
                 ("TEXT", "\u{65e5} \"quoted\" \\ tab\t".as_bytes()),
+                ("NOT", "\u{1fffe}\u{fdd0}".as_bytes()),
                 ("NOISE", &noise[i as usize..]),
                 ("LONG", &long),
             ],
