@@ -45,6 +45,26 @@ pub fn found(folder: &Path) -> Result<(usize, Vec<(PathBuf, String)>), String> {
     Ok((listing.files.len(), refused))
 }
 
+/// What to do if no new entries come from this folder, the first that exists of `folders`: it holds only folders of
+/// journals, which systemd's tools take as well; or journald writes to another one, since it no longer keeps its journal on
+/// disk (`Storage=volatile`).
+pub fn advice_on(folder: &Path, folders: &[PathBuf]) -> Option<String> {
+    let newest = |path: &Path| {
+        let files = folder::list(path).map(|listing| listing.files).unwrap_or_default();
+        files.iter().map(|file| file.header.tail_realtime).max()
+    };
+    let here = newest(folder);
+    if let Some(other) = folders.iter().find(|other| *other != folder && newest(other) > here) {
+        let (folder, other) = (folder.display(), other.display());
+        return Some(format!(
+            "journald writes to {other}, which is read only if there is no {folder}: remove that"
+        ));
+    }
+    let below = || std::fs::read_dir(folder).ok()?.flatten().find(|found| newest(&found.path()).is_some());
+    let found = below().filter(|_| here.is_none())?.path();
+    Some(format!("it has no journal files; set directory to the folder in it, such as {}", found.display()))
+}
+
 /// What is wrong with a journal file, and what to do.
 fn explain(e: &ReadError) -> String {
     match e {

@@ -364,6 +364,9 @@ impl Report {
             Ok((files, refused)) => {
                 let s = if files == 1 { "" } else { "s" };
                 self.line("", &format!("  {}: {files} journal file{s}", shown(folder)));
+                if let Some(advice) = journal::advice_on(folder, &folders) {
+                    self.warn(format!("{}: {advice}", shown(folder)));
+                }
                 for (path, why) in refused {
                     self.warn(format!("{} is not read: {why}", shown(&path)));
                 }

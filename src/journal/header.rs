@@ -53,6 +53,7 @@ pub struct JournalHeader {
     pub head_seqnum: u64,
     pub array: u64,
     pub head_realtime: u64,
+    pub tail_realtime: u64,
 }
 
 impl JournalHeader {
@@ -85,6 +86,7 @@ impl JournalHeader {
             head_seqnum: u64_at(&b, 168),
             array: u64_at(&b, 176),
             head_realtime: u64_at(&b, 184),
+            tail_realtime: u64_at(&b, 192),
         })
     }
 

@@ -10,8 +10,8 @@ use super::tally::SeqnumTally;
 use crate::chunk::Origin;
 use crate::record::{Closed, Ending, Mark, Point, Range, StreamId, Then, fnv1a};
 use crate::report::FileState;
-use crate::streams::SavedStream;
-use log::{error, info};
+use crate::streams::{FINISHED_PER_JOURNAL, SavedStream};
+use log::{error, info, warn};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,6 +53,9 @@ impl Follower<'_> {
         self.give_up_vanished(folder);
         if let Some(done) = self.first_look_done.take() {
             done();
+            if let Some(advice) = super::advice_on(folder, &self.o.folders) {
+                warn!("{}: {advice}", folder.display());
+            }
             info!("{}: {} journal file(s), {} to read", folder.display(), files.len(), self.open.len());
         }
         Ok(())

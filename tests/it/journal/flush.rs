@@ -81,3 +81,24 @@ fn flushed_while_the_agent_runs() {
     assert_eq!(once(&folder), [""; 0]);
     assert_eq!(lost(&folder), 0);
 }
+
+/// journald no longer keeps its journal on disk, but what it wrote there is left. Fails when nothing says that the entries in
+/// memory are not read.
+#[test]
+fn a_folder_that_is_left_on_disk() {
+    let (folder, run, var) = in_memory();
+    fs::create_dir_all(&var).unwrap();
+    write_journal(&var.join("system.journal"), true, &messages("old", 3));
+    write_journal(&run.join("system.journal"), true, &export(60, &[("MESSAGE", b"new")]));
+    let wanted = "journald writes to /run/log/journal/";
+    let done = folder.started_by(unshared(), &format!("{LIVE} --once")).run().expect_code(0);
+    assert!(done.stderr.contains(wanted), "{}", done.stderr);
+    let kafka = "topic = \"t\"\n[kafka]\nbrokers = [\"127.0.0.1:1\"]\n";
+    folder.write("c.toml", fs::read_to_string(folder.path("c.toml")).unwrap() + kafka);
+    let done = folder.started_by(unshared(), "check -c c.toml").run();
+    let said = String::from_utf8(done.stdout).unwrap() + &done.stderr;
+    assert!(said.contains(wanted), "{said}");
+    fs::remove_dir_all(&var).unwrap();
+    let done = folder.started_by(unshared(), "check -c c.toml").run();
+    assert!(!String::from_utf8(done.stdout).unwrap().contains(wanted));
+}
