@@ -1,7 +1,7 @@
 //! Batch groups: some chunks of one topic and, for each partition, one batch of their lines.
 
 use crate::chunk::Chunk;
-use crate::record::{Ack, BatchGroupNo, Topic};
+use crate::record::{Ack, BatchGroupNo, Format, RecordHead, Topic};
 use std::sync::{Arc, OnceLock};
 
 /// The chunks of a batch group, shared by its batches. Dropping the last batch releases the bytes and permits.
@@ -91,6 +91,18 @@ impl Batch {
     /// The records' timestamp in ms since 1970; -1: none.
     pub fn stamp_ms(&self) -> i64 {
         self.restamped.unwrap_or(self.group.stamp_ms)
+    }
+
+    /// The newest of its records' timestamps, in ms since 1970. Those of a journal have their entries' times.
+    pub fn newest_ms(&self) -> i64 {
+        let own = |pick: Pick| {
+            let chunk = &self.group.chunks[usize::from(pick.chunk)];
+            let line = chunk.lines[usize::from(pick.line)];
+            let headed = matches!(chunk.origin.shape.format, Format::Headed) && self.restamped.is_none();
+            headed.then(|| RecordHead::of(&chunk.bytes, line)).flatten().map(|head| head.stamp_ms)
+        };
+        let all = self.picks().map(|pick| own(pick).unwrap_or(self.stamp_ms()));
+        all.max().unwrap_or(self.stamp_ms())
     }
 
     /// The records in order, as picks.

@@ -8,13 +8,14 @@
 //! |---|---|---|
 //! | its last sequence | stored; sent again, and the answer proves it | as expected |
 //! | the one before its first | not stored; sent again | |
-//! | nothing; the batch is recent, and nothing was acknowledged here | not stored; sent again | as expected |
+//! | nothing; the batch and its newest record are recent, and nothing was acknowledged here | not stored; sent again | as expected |
 //! | nothing | forgotten: sent with new numbers, counted as uncertain | as expected |
 //! | less | new numbers, counted as uncertain | the leader lost acknowledged records, or a batch was abandoned |
 //! | more than we ever used | the state was restored or copied: new id, counted as uncertain | the same |
 
 use super::{Action, Now, PATIENCE, Partition, PartitionHealth};
 use crate::clock::EARLIEST_MS;
+use crate::producer::batch::Batch;
 use crate::producer::sequence::{ProducerState, after, ahead};
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -39,11 +40,16 @@ impl PastProducer {
 /// No broker forgets a producer within this time, unless it is configured to keep producers for less (the default is a
 /// day, checked every 10 minutes and at startup), or our clock is a day behind the broker's.
 const FRESH_MS: i64 = 120_000;
-/// An unstored batch with an older timestamp gets a new one, since brokers expire producers by batch timestamps.
+/// Brokers expire producers by the newest timestamp of their last batch: one this old may be forgotten at once, so an
+/// unstored batch gets a new timestamp.
 const OLD_MS: i64 = 6 * 3_600_000;
 
-fn is_fresh(now: Now, stamp_ms: i64) -> bool {
-    stamp_ms >= EARLIEST_MS && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
+/// Whether the broker still knows the producer if it has stored this batch.
+fn is_remembered(now: Now, batch: &Batch) -> bool {
+    let stamp_ms = batch.group.stamp_ms;
+    stamp_ms >= EARLIEST_MS
+        && (0..FRESH_MS).contains(&(now.wall_ms - stamp_ms))
+        && now.wall_ms.saturating_sub(batch.newest_ms()) < OLD_MS
 }
 
 impl Partition {
@@ -102,7 +108,7 @@ impl Partition {
         let end = after(n.base, batch.count);
         // `Some(found)`: send it again with its sequence numbers.
         let again = match known {
-            None if !past.proven && past.same_topic && is_fresh(now, batch.group.stamp_ms) => Some(false),
+            None if !past.proven && past.same_topic && is_remembered(now, batch) => Some(false),
             None => None,
             Some((epoch, last)) => match epoch.cmp(&n.epoch) {
                 Ordering::Equal if after(last, 1) == end => Some(true),
@@ -178,10 +184,11 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::producer::batch::{Batch, Numbers};
+    use crate::producer::batch::{BatchGroup, Numbers};
     use crate::producer::driver::Verdict;
     use crate::producer::partition::SendRules;
-    use crate::producer::testing::{STAMP, batch, chunk, plain};
+    use crate::producer::testing::{STAMP, batch, chunk, origin, plain};
+    use crate::record::{Format, RecordHead, Shape};
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -253,6 +260,28 @@ mod tests {
         let mut p = Partition::with_recovered(0, [past(Some((2, 5)), true)].into());
         p.push(open(2, 0, 5));
         assert_eq!(outcome(&asked(&mut p, Some((1, 99)))), (Some((2, 0)), 0, false));
+    }
+
+    /// Fails when a journal's batch of old entries, whose producer the broker forgets at its next check, is taken for not stored
+    /// because it was read lately: it would be stored twice and not be counted.
+    #[test]
+    fn an_open_batch_of_old_entries() {
+        let shape = || Shape { format: Format::Headed, ..Shape::default() };
+        for (stamp_ms, want) in
+            [(STAMP, (Some((3, 0)), 1, false)), (STAMP + LATER, (Some((2, 10)), 0, false))]
+        {
+            let mut bytes = Vec::new();
+            RecordHead { key: None, stamp_ms }.put(&mut bytes);
+            let head = bytes.len() as u32;
+            bytes.push(b'x');
+            let mut headed = chunk(&origin(1, "t", "/j", shape()), 0, &[&bytes]);
+            (headed.lines[0].at, headed.lines[0].len) = (head, 1);
+            let mut b = open(2, 10, 1);
+            b.group = Arc::new(BatchGroup::new("t".into(), [0; 16], STAMP + LATER, vec![headed]));
+            let mut p = Partition::with_recovered(0, [past(Some((2, 11)), false)].into());
+            p.push(b);
+            assert_eq!(outcome(&asked(&mut p, None)), want, "{stamp_ms}");
+        }
     }
 
     /// Fails when a restored state folder continues with its old sequence numbers, or a good one does not.
