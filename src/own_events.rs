@@ -237,6 +237,7 @@ impl Drop for Counted {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::thread;
 
     const SOON_ENOUGH: Duration = Duration::from_secs(20);
 
@@ -283,5 +284,35 @@ mod tests {
         slot.settle(Events::Returned);
         assert!(wait(&mut waits, &files, SOON_ENOUGH).look);
         assert!(waits.own.is_none() && slot.events() == Events::Shared);
+    }
+
+    /// Fails when a tail that `watch` takes the events from while it waits returns them once more: then nothing wakes it, and
+    /// a rotation or a stop goes unnoticed for up to a minute.
+    #[test]
+    fn events_are_returned_once() {
+        let slot = WakeSlot::new(true);
+        let mut waits = TailWait::new(&slot);
+        let file = (identity(1), tempfile::tempfile().unwrap());
+        let open = || [(&file.0, &file.1)].into_iter();
+        let now = Instant::now();
+        waits.own = OwnEvents::new().ok();
+        slot.claim_events(&waits.own.as_ref().unwrap().waker);
+        waits.wait(Duration::ZERO, open(), true, Duration::ZERO); // it watches its file
+        waits.last = now.checked_sub(IDLE).unwrap();
+        waits.wait(Duration::ZERO, open(), true, Duration::ZERO);
+        assert_eq!(slot.events(), Events::Returned);
+        let later = |f: &(dyn Fn() + Sync), waits: &mut TailWait<'_>| {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(100));
+                    f();
+                });
+                waits.wait(SOON_ENOUGH, open(), true, Duration::ZERO)
+            })
+        };
+        assert!(later(&|| slot.settle(Events::Returned), &mut waits).look);
+        assert_eq!(slot.events(), Events::Shared);
+        assert!(later(&|| slot.nudge(), &mut waits).nudged);
+        assert!(waits.own.is_none());
     }
 }

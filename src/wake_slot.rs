@@ -105,9 +105,13 @@ impl WakeSlot {
         (pending.events, pending.waker) = (Events::Claimed, Some(waker.clone()));
     }
 
-    /// The tail wants `watch` to read the events again.
+    /// The tail wants `watch` to read the events again. If it does so already, the tail must not wait for that: nothing would
+    /// wake it.
     pub fn return_events(&self) {
-        lock(&self.pending).events = Events::Returned;
+        let mut pending = lock(&self.pending);
+        if pending.events != Events::Shared {
+            pending.events = Events::Returned;
+        }
     }
 
     /// `watch` has done what these called for, unless the tail has changed them meanwhile.
