@@ -50,7 +50,12 @@ impl ConfigChanges {
             changes.taken.push("[metrics] textfile".into());
         }
         changes.files(&old.sources, &new.sources);
-        if old.journals != new.journals {
+        let key = |c: &Config| match &c.output {
+            Output::Kafka(kafka) => kafka.key.clone(),
+            Output::Stdout => None,
+        };
+        // The records of a journal keep the key, too, with which it was started.
+        if old.journals != new.journals || !old.journals.is_empty() && key(old) != key(new) {
             new.journals.clone_from(&old.journals);
             changes.restart.push("[[journal]]".into());
         }
@@ -193,6 +198,10 @@ mod tests {
         let (with_journal, new) = changes(&old, &format!("{old}[[journal]]\n"));
         assert_eq!(with_journal.to_string(), "nothing to apply; needs a restart: [[journal]]");
         assert!(new.journals.is_empty());
+        let journal = format!("{old}[[journal]]\n");
+        let keyed = journal.replace("topic = \"t\"", "topic = \"t\"\nkey = \"host\"");
+        let said = changes(&journal, &keyed).0.to_string();
+        assert_eq!(said, "applied: [kafka] key, [kafka] partition; needs a restart: [[journal]]");
         let (_, new) = changes(&format!("{BASE}{FILES}"), &format!("{BASE}{FILES}").replace("/s", "/t"));
         assert_eq!(new.agent.state_dir.unwrap().to_str(), Some("/s"));
         let once = |brokers: &str, rest: &str| {
