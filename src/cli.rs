@@ -259,7 +259,13 @@ fn wrong(command: Option<&str>, why: &str) -> Error {
 /// Checks that `argh` does not do.
 fn judge(command: Command) -> Result<Command, Error> {
     match &command {
-        Command::Tail(t) if t.files.is_empty() => Err(wrong(Some("tail"), "no FILE is given")),
+        Command::Tail(t) if t.journal && !t.files.is_empty() => {
+            Err(wrong(Some("tail"), "--journal replaces FILE: give only one"))
+        }
+        Command::Tail(t) if !t.journal && !t.units.is_empty() => {
+            Err(wrong(Some("tail"), "--unit needs --journal"))
+        }
+        Command::Tail(t) if !t.journal && t.files.is_empty() => Err(wrong(Some("tail"), "no FILE is given")),
         Command::Send(s) if s.config.is_none() && (s.brokers.is_none() || s.topic.is_none()) => {
             Err(wrong(Some("send"), "--brokers and --topic are needed, or a config file with -c"))
         }

@@ -76,6 +76,8 @@ fn wrong_lines() {
         ),
         (&["run", "--from=end", "--from=end"], "'--from' with value 'end': duplicate values provided; see"),
         (&["tail"], "no FILE"),
+        (&["tail", "--journal", "f"], "give only one"),
+        (&["tail", "-u", "a.service", "f"], "needs --journal"),
         (&["tail", "-"], "only send reads standard input"),
         (&["run", "--once", "f", "-"], "only send reads standard input"),
         (&["run", "--topic", "-", "--x", "--", "-"], "--x"),

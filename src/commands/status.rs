@@ -55,6 +55,7 @@ fn ask(folder: &Path) -> Result<Option<Snapshot>, Error> {
     live::ask(folder).map_err(|e| {
         let fix = match e.kind() {
             ErrorKind::PermissionDenied => "run it as root or as the agent's user",
+            ErrorKind::TimedOut => "the agent is suspended, or the machine is overloaded; try again",
             _ => "try again; if it still fails, check the agent's log",
         };
         Error::failed(format_args!("ask the agent in {}", folder.display()), e, fix)
@@ -150,12 +151,20 @@ fn watch(folder: &Path, json: bool) -> Result<ExitCode, Error> {
     let inbox = signals.as_ref().map_or_else(never, |s| s.inbox.clone());
     let mut before: Option<(Snapshot, Instant)> = None;
     loop {
-        let (now, at) = (snapshot(folder)?, Instant::now());
-        let rates = before.take().map(|(then, since)| text::rates(&then, &now, at.duration_since(since)));
-        if !show(&now, json, Some(rates.unwrap_or_default()))? {
-            return Ok(ExitCode::Done);
+        let (now, at) = (snapshot(folder), Instant::now());
+        match now {
+            Ok(now) => {
+                let since = before.take();
+                let rates = since.map(|(then, since)| text::rates(&then, &now, at.duration_since(since)));
+                if !show(&now, json, Some(rates.unwrap_or_default()))? {
+                    return Ok(ExitCode::Done);
+                }
+                before = Some((now, at));
+            }
+            // An agent that was there is likely to answer again.
+            Err(e) if before.is_some() => log::error!("{e}"),
+            Err(e) => return Err(e),
         }
-        before = Some((now, at));
         match inbox.recv_deadline(at + EACH) {
             Ok(Signal::Stop) => return Ok(ExitCode::Done),
             Ok(_) | Err(RecvTimeoutError::Timeout) => {}

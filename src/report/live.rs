@@ -254,7 +254,10 @@ pub fn ask(folder: &Path) -> io::Result<Option<Snapshot>> {
     };
     stream.set_read_timeout(Some(ANSWER))?;
     let mut json = Vec::new();
-    stream.take(MOST_BYTES).read_to_end(&mut json)?;
+    stream.take(MOST_BYTES).read_to_end(&mut json).map_err(|e| match e.kind() {
+        ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, format!("no answer within {ANSWER:?}")),
+        _ => e,
+    })?;
     if json.is_empty() {
         return Ok(None); // the agent just exited
     }

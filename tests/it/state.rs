@@ -293,6 +293,26 @@ fn status_while_running_and_after() {
     assert!(String::from_utf8_lossy(&text.stdout).starts_with("logagent is not running here"));
 }
 
+/// Fails when `status --watch` ends because the agent does not answer for some seconds, or does not say so.
+#[test]
+fn status_of_a_suspended_agent() {
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..10).bytes());
+    let mut agent = agent(&folder).start();
+    agent.wait_lines(10);
+    let mut watching = folder.agent_line("status --state-dir state --watch").spawn();
+    let looks = |watching: &Agent| String::from_utf8_lossy(&watching.stdout()).matches("per second").count();
+    wait_until(SOON, "a look", || looks(&watching) > 0);
+    agent.pause();
+    watching.wait_log("no answer within 5s; the agent is suspended", SOON);
+    agent.resume();
+    let before = looks(&watching);
+    wait_until(SOON, "further looks", || looks(&watching) > before + 1);
+    watching.signal(Signal::TERM);
+    assert_eq!(watching.wait_exit(SOON).code(), Some(0));
+    agent.stop().expect_code(0);
+}
+
 /// After rotations, a truncation and a restart. Fails when a counter covers only one file or one run, or counts lines
 /// that were only read.
 #[test]

@@ -102,3 +102,21 @@ fn a_folder_that_is_left_on_disk() {
     let done = folder.started_by(unshared(), "check -c c.toml").run();
     assert!(!String::from_utf8(done.stdout).unwrap().contains(wanted));
 }
+
+/// Fails when `tail --journal` asks for a file, or prints what no unit named by `-u` has written.
+#[test]
+fn tail_prints_messages() {
+    let (folder, run, _) = in_memory();
+    let other = export(60, &[("MESSAGE", b"of another unit"), ("_SYSTEMD_UNIT", b"b.service")]);
+    let entries = [messages("a", 2), other, export(61, &[("MESSAGE", b"of none")])].concat();
+    write_journal(&run.join("system.journal"), true, &entries);
+    let mut agent = folder.started_by(unshared(), "tail --journal --from beginning").spawn();
+    assert_eq!(agent.wait_lines(4), [&b"a 0"[..], b"a 1", b"of another unit", b"of none"]);
+    agent.stop().expect_code(0);
+    let line = "tail --journal --from beginning -u a.service -u b.service";
+    let mut agent = folder.started_by(unshared(), line).spawn();
+    assert_eq!(agent.wait_lines(3), [&b"a 0"[..], b"a 1", b"of another unit"]);
+    write_journal(&run.join("system.journal"), true, &messages("later", 1));
+    assert_eq!(agent.wait_lines(4)[3], b"later 0");
+    agent.stop().expect_code(0);
+}
