@@ -304,7 +304,7 @@ mod tests {
         let later = |f: &(dyn Fn() + Sync), waits: &mut TailWait<'_>| {
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    thread::sleep(Duration::from_millis(100));
+                    thread::park_timeout(Duration::from_millis(100));
                     f();
                 });
                 waits.wait(SOON_ENOUGH, open(), true, Duration::ZERO)

@@ -112,7 +112,7 @@ fn a_folder_that_is_created_again() {
     agent.stop().expect_code(0);
 }
 
-/// Someone removes the file that is being written; its writer goes on in it. Fails when what is written then is lost, or when the
+/// Someone removes the file that is being written; its writer continues in it. Fails when what is written then is lost, or when the
 /// file is still held once there is another.
 #[test]
 fn the_live_file_is_removed() {
