@@ -7,6 +7,7 @@ use super::problem::{Problems, TableId, TextPosition};
 use super::read::Written;
 use super::table::defaults;
 use super::*;
+use crate::journal;
 use crate::kafka::net::oauth::{OauthOptions, TokenSource};
 use crate::watch::glob;
 
@@ -234,9 +235,13 @@ impl Resolver<'_> {
 
     /// A journal is one source: its positions are saved once.
     fn check_journals(&mut self, journals: &[JournalSource]) {
-        let of = |j: &JournalSource| (j.directory.clone(), j.namespace.clone());
-        for (i, journal) in journals.iter().enumerate() {
-            if journals[..i].iter().any(|before| of(before) == of(journal)) {
+        let folders = |j: &JournalSource| {
+            let all = journal::candidates(j.directory.as_deref(), j.namespace.as_deref());
+            all.into_iter().map(|folder| folder.canonicalize().unwrap_or(folder)).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = journals.iter().map(folders).collect();
+        for (i, folders) in all.iter().enumerate() {
+            if all[..i].iter().flatten().any(|before| folders.contains(before)) {
                 self.missing(self.problems.header_of(("[[journal]]", i)), Conflict::SameJournal.into());
             }
         }

@@ -738,5 +738,11 @@ fn journals() {
         problems(&format!("{base}[[journal]]\nunits = \"a.service\"\n[[journal]]\npriority = \"warnin\"\n"))
             .join("\n");
     assert!(text.contains("another [[journal]] already reads this journal"), "{text}");
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    for directory in ["/var/log/journal/", "/run/log/journal/"] {
+        let other = format!("[[journal]]\ndirectory = \"{directory}{}\"\n", machine.trim());
+        let text = problems(&format!("{base}[[journal]]\n{other}")).join("\n");
+        assert!(text.contains("another [[journal]] already reads this journal"), "{text}");
+    }
     assert!(text.contains("did you mean \"warning\"?"), "{text}");
 }
