@@ -171,7 +171,8 @@ impl Tail<'_> {
         }
         let since = self.since();
         self.holding(Some(&file), |tail| tail.unread_siblings(&since))?;
-        self.read_new(file, &look, self.o.start.offset(look.size))
+        let offset = self.o.start.offset(&file, look.size)?;
+        self.read_new(file, &look, offset)
     }
 
     /// Files newer than this were created, and perhaps rotated, before the first look.

@@ -268,7 +268,7 @@ impl Tail<'_> {
 
     fn a_truncated_one(&mut self) -> Result<Option<usize>, Halt> {
         for (i, open) in self.open.iter_mut().enumerate() {
-            let Some(look) = open.file().map(identity::look).transpose()? else { continue };
+            let Some(look) = open.look()? else { continue };
             let touched = look.modified != open.modified || open.unread();
             if look.size < open.size || touched && !open.unchanged()? {
                 return Ok(Some(i));
