@@ -568,6 +568,10 @@ impl Tail<'_> {
             Step::GiveUp(i) => self.give_up(i),
             Step::Shelve(i) => self.shelve(i),
             Step::Unshelve => self.unshelve()?,
+            Step::Wait(_) if self.open.iter().any(Open::is_news_for_gz) => {
+                let _decides = decides()?;
+                self.note_shorter_gz()?;
+            }
             Step::Wait(_) | Step::End => {}
         }
         if self.path_again.is_none() {

@@ -198,7 +198,7 @@ impl Tail<'_> {
     }
 
     /// Registers a file as read up to `at`, which is its end.
-    pub(super) fn note(&mut self, look: &Look, at: Point) {
+    pub(super) fn note(&self, look: &Look, at: Point) {
         let Some(Entry { stream, .. }) = self.known.begin_if_new(look, &self.o.path) else { return };
         self.known.release(stream, at, at.offset, look.modified, true);
         self.tell_finished(stream, look, at);

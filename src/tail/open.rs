@@ -100,6 +100,8 @@ pub struct Open {
     pub nuls: Option<TrailingNuls>,
     /// NULs are written over in this file.
     has_nuls: bool,
+    /// The offset up to which the deleted file was compared with a `.gz` of it.
+    pub compared: u64,
     /// The complete lines after `at` of a record that is still incomplete. A truncation would destroy them in the file.
     waiting: Option<(Vec<u8>, Permit)>,
 }
@@ -147,6 +149,7 @@ impl Open {
             in_hole: false,
             nuls: None,
             has_nuls: false,
+            compared: 0,
             waiting: None,
         };
         open.before = open.read_before(at.offset)?;
@@ -282,6 +285,11 @@ impl Open {
         self.searched > self.at.offset
     }
 
+    /// It was deleted, perhaps by gzip(1), and more was read of it since it was compared with a `.gz`.
+    pub fn is_news_for_gz(&self) -> bool {
+        self.links == 0 && self.compared != self.at.offset
+    }
+
     /// The known size; for a `.gz` it is exact only at its end.
     pub fn known_size(&self) -> u64 {
         if self.size == u64::MAX { self.origin.progress.size.load(Relaxed) } else { self.size }
@@ -314,7 +322,8 @@ impl Open {
             };
             let Some(mut filled) = filled else { return Ok(Got::Changed) };
             let is_short = filled && self.at.offset + (bytes.len() as u64) < end;
-            if end == self.size && (is_short || self.has_nuls || bytes.last() == Some(&0)) {
+            let may_end_in_nuls = is_short || self.has_nuls || bytes.last() == Some(&0);
+            if may_end_in_nuls && end == self.size && matches!(self.bytes, Bytes::Plain(_)) {
                 filled = self.leave_nuls(&mut bytes, filled)?;
                 end = self.size;
                 if bytes.is_empty() {
