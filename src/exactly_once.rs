@@ -258,8 +258,6 @@ struct Gate {
     mailbox: Mailbox,
     /// In the order they came.
     waiting: Vec<Batch>,
-    /// When batches first had to wait since the last save.
-    since: Option<Instant>,
     /// Why `flights` could not be written.
     trouble: Option<String>,
     /// As shown in the status.
@@ -270,7 +268,7 @@ struct Gate {
 
 impl Gate {
     fn new(mailbox: Mailbox) -> Gate {
-        Gate { mailbox, waiting: Vec::new(), since: None, trouble: None, blocked: None, next: None }
+        Gate { mailbox, waiting: Vec::new(), trouble: None, blocked: None, next: None }
     }
 }
 
@@ -289,7 +287,6 @@ impl BeforeSend for IntentLog {
         let is_due = self.gate.next.is_none_or(|at| now >= at);
         if let Some(saved) = saved {
             self.covered(saved);
-            self.gate.since = None;
         } else if self.gate.waiting.is_empty() || !is_due {
             if self.gate.waiting.is_empty() && self.gate.blocked.is_some() {
                 self.report_blocked(now);
@@ -299,7 +296,7 @@ impl BeforeSend for IntentLog {
         let recorded = self.write_waiting();
         self.report_blocked(now);
         let pause = if self.gate.blocked.is_some() { RETRY } else { LOOK };
-        self.gate.next = self.gate.since.map(|_| now + pause);
+        self.gate.next = Some(now + pause);
         recorded
     }
 }
@@ -378,19 +375,60 @@ impl IntentLog {
         }
     }
 
-    fn blocked_because(&mut self, now: Instant) -> Option<String> {
+    fn blocked_because(&self, now: Instant) -> Option<String> {
         if self.gate.waiting.is_empty() {
-            self.gate.since = None;
             return None;
         }
-        let since = *self.gate.since.get_or_insert(now);
         if let Some(why) = &self.gate.trouble {
             return Some(format!("flights in the state folder cannot be written: {why}"));
         }
-        if let Some(why) = &self.board.state().degraded {
+        let state = self.board.state();
+        if let Some(why) = &state.degraded {
             return Some(format!("positions cannot be saved in the state folder: {why}"));
         }
-        let is_slow = now.duration_since(since) > SLOW; // otherwise the save they wait for is in progress
+        // Otherwise they wait for the next save, or `flights` is full: then a topic or a broker is what is in trouble.
+        let is_slow = state.saving.is_some_and(|since| now.saturating_duration_since(since) > SLOW);
         is_slow.then(|| "positions are not saved: the disk of the state folder does not answer".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::private_file::open_or_create;
+    use crate::producer::batch::Numbers;
+    use crate::producer::testing::{batch, chunk, plain};
+    use crate::streams::mailbox;
+    use crate::waker::Waker;
+
+    fn numbered(group_no: u64, partition: i32) -> Batch {
+        let numbers = Some(Numbers { pid: 7, epoch: 0, base: group_no as i32 });
+        Batch { partition, numbers, ..batch(group_no, vec![chunk(&plain(1), group_no * 2, &[b"a"])]) }
+    }
+
+    /// Batches wait because no position is saved: the disk hangs, or everything in `flights` waits for a partition. Fails when
+    /// the disk is blamed for the latter, or not for the former.
+    #[test]
+    fn a_full_log_is_no_fault_of_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = IntentFile::open(open_or_create(&dir.path().join("flights")).unwrap()).unwrap();
+        let board = Arc::new(Board::default());
+        let saved = SavedPositions(HashMap::from([(StreamId(1), (0, Vec::new()))]));
+        let (binding, mailbox) = (Binding::default(), mailbox::pair(&Waker::new().unwrap()).1);
+        let mut log =
+            IntentLog::begin(store, binding, &Loaded::default(), saved, mailbox, board.clone()).unwrap();
+        let start = Instant::now();
+        let mut sent = 0;
+        while log.gate.waiting.is_empty() {
+            log.hold(vec![numbered(sent, sent as i32)]);
+            sent += log.record(start).len() as u64;
+            assert!(sent < 100_000, "never full");
+        }
+        let late = start + SLOW * 2;
+        log.record(late);
+        assert!(board.state().blocked.is_none());
+        board.state().saving = Some(start);
+        log.record(late + LOOK);
+        assert!(board.state().blocked.as_ref().unwrap().why.contains("disk"));
     }
 }

@@ -68,6 +68,8 @@ pub struct StateFolderTrouble {
     pub blocked: Option<Blocked>,
     /// Exactly-once: when the current write of `flights` began. Writer: the intent log.
     pub writing: Option<Instant>,
+    /// When the current save began. Writer: the saver.
+    pub saving: Option<Instant>,
 }
 
 /// Delivery that waits for the state folder.

@@ -234,11 +234,11 @@ impl Chooser {
             for _ in 0..options.brokers.len() {
                 let host = &options.brokers[self.turn % options.brokers.len()];
                 self.heartbeat.within(Heartbeat::SLOW);
-                let visit = self.visit(host, limit);
+                let found = probe::ask_host(host, limit, &self.outages.board.traffic.broker(host));
                 if self.stop.is_on() {
                     return None; // the status holds another driver's brokers by now
                 }
-                match visit.and_then(|r| decide(again, r.as_ref())) {
+                match found.and_then(|(_, versions)| decide(again, versions.as_ref())) {
                     Ok(chosen) => {
                         self.outages.works(Who::Broker(host), Instant::now());
                         return Some(Chosen { why: format!("{host} {}", chosen.why), ..chosen });
@@ -261,19 +261,6 @@ impl Chooser {
     fn rests(&self, time: Duration) -> bool {
         self.heartbeat.within(time);
         self.stop.on().recv_timeout(time) == Err(crossbeam_channel::RecvTimeoutError::Timeout)
-    }
-
-    /// The host's supported versions; `None` if it does not report them, like Kafka 0.9.
-    fn visit(&self, host: &str, limit: Duration) -> Result<Option<Versions>, String> {
-        let mut last = String::new();
-        let bytes = self.outages.board.traffic.broker(host);
-        for addr in probe::resolve(host)? {
-            match probe::ask(addr, limit, &bytes) {
-                Ok(found) => return Ok(found),
-                Err(t) => last = t.to_string(),
-            }
-        }
-        Err(last)
     }
 }
 

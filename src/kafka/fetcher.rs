@@ -9,7 +9,7 @@ use super::protocol::{errors, messages};
 use super::{Incompatible, Shared};
 use crate::error::Reason;
 use crate::kafka::health::Health;
-use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, mismatch};
+use crate::kafka::net::connection::{Call, Connection, METADATA_CAP, Trouble};
 use crate::kafka::net::dialer::Dial;
 use crate::kafka::net::probe::HURRY;
 use crate::producer::driver::{Event, Pace};
@@ -31,7 +31,6 @@ struct ProducerId {
     tries: u32,
 }
 
-#[derive(Debug)]
 enum Link {
     None,
     Dialing(Vec<BootstrapDial>),
@@ -48,7 +47,6 @@ struct BootstrapDial {
 /// Attempts at the same time: a broker that hangs must not keep the others waiting.
 const ATTEMPTS: usize = 4;
 
-#[derive(Debug)]
 struct Up {
     connection: Connection,
     /// The request in flight.
@@ -57,14 +55,10 @@ struct Up {
     idle: Instant,
 }
 
-#[derive(Debug)]
 struct Asked {
     question: Question,
     version: i16,
-    correlation: i32,
-    request: Vec<u8>,
-    sent: usize,
-    deadline: Instant,
+    call: Call<'static>,
 }
 
 #[derive(Debug)]
@@ -98,7 +92,8 @@ pub struct Fetcher {
     next_round: Instant,
 }
 
-/// A broker that does not answer these requests within this time is hung.
+/// A broker that does not answer these requests within this time is hung; in a first round the others get their turn
+/// sooner.
 fn patience(shared: &Shared) -> Duration {
     shared.options.request_timeout.min(Duration::from_secs(10))
 }
@@ -126,8 +121,10 @@ impl Fetcher {
 
     pub fn socket(&self) -> Option<PollFd<'_>> {
         let Link::Up(up) = &self.link else { return None };
-        let writing = up.asked.as_ref().is_some_and(|a| a.sent < a.request.len());
-        Some(up.connection.poll_fd(true, writing))
+        Some(match &up.asked {
+            Some(asked) => asked.call.poll_fd(&up.connection),
+            None => up.connection.poll_fd(true, false),
+        })
     }
 
     pub fn close(&mut self) {
@@ -140,7 +137,7 @@ impl Fetcher {
             Link::Dialing(attempts) => self.next_attempt(attempts),
             Link::None => due.map(|at| at.max(self.next_round)),
             Link::Up(up) => match &up.asked {
-                Some(asked) => Some(asked.deadline),
+                Some(asked) => Some(asked.call.deadline),
                 None => due.into_iter().chain([up.idle + shared.options.idle]).min(),
             },
         }
@@ -202,11 +199,14 @@ impl Fetcher {
                         return learned;
                     }
                 }
-                Link::Up(up) => match up.talk(readable, now) {
-                    Ok(None) => return learned,
-                    Ok(Some(range)) => learned |= self.answered(range, shared, now),
-                    Err(t) => self.lost(t, shared, now),
-                },
+                Link::Up(up) => {
+                    let Some(asked) = &mut up.asked else { return learned };
+                    match asked.call.turn(&mut up.connection, readable, now) {
+                        Ok(None) => return learned,
+                        Ok(Some(body)) => learned |= self.answered(body, shared, now),
+                        Err(t) => self.lost(t, shared, now),
+                    }
+                }
             }
             readable = false;
         }
@@ -232,8 +232,10 @@ impl Fetcher {
                 let request = messages::ask_metadata(version, correlation, client, &names, create);
                 (Question::Metadata(topics), version, request)
             };
-        let deadline = now + patience(shared);
-        up.asked = Some(Asked { question, version, correlation, request, sent: 0, deadline });
+        let others = self.failures == 0 && self.round.as_ref().is_some_and(|r| !r.rest.is_empty());
+        let limit = if others { patience(shared).min(HURRY) } else { patience(shared) };
+        let call = Call::new(request.into(), correlation, now + limit);
+        up.asked = Some(Asked { question, version, call });
     }
 
     /// Processes the answer. `true`: it was metadata.
@@ -394,37 +396,6 @@ impl Fetcher {
 fn finished(attempts: &mut Vec<BootstrapDial>) -> Option<(BootstrapBroker, Result<Connection, Trouble>)> {
     let (i, result) = attempts.iter().enumerate().find_map(|(i, a)| Some((i, a.dial.result()?)))?;
     Some((attempts.swap_remove(i).to, result))
-}
-
-impl Up {
-    /// Continues the request in flight; returns the position of a complete answer.
-    fn talk(&mut self, readable: bool, now: Instant) -> Result<Option<std::ops::Range<usize>>, Trouble> {
-        let Some(asked) = &mut self.asked else { return Ok(None) };
-        let c = &mut self.connection;
-        c.flush()?;
-        if asked.sent < asked.request.len() {
-            asked.sent += c.write(&asked.request[asked.sent..])?;
-        }
-        if readable {
-            c.read()?;
-        }
-        loop {
-            if let Some((correlation, body)) = c.frame()? {
-                if correlation != asked.correlation || asked.sent < asked.request.len() {
-                    return Err(mismatch(correlation, asked.correlation));
-                }
-                return Ok(Some(body));
-            }
-            if !c.has_more() {
-                break;
-            }
-            c.read()?;
-        }
-        if now >= asked.deadline {
-            return Err(Trouble::Lost("no answer in time".into()));
-        }
-        Ok(None)
-    }
 }
 
 /// The reason where a broker closes the connection at the first request after ApiVersions.

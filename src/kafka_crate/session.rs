@@ -106,9 +106,7 @@ impl CrateWorker<'_> {
         let began = Instant::now();
         let hosts = self.options.brokers.len();
         let mut last = "no broker is configured".to_owned();
-        let limit = self.options.limits.probe;
-        // One that hangs must not keep the others waiting.
-        let limit = if hosts > 1 && self.wait.tries == 0 { limit.min(probe::HURRY) } else { limit };
+        let limit = self.patience();
         for _ in 0..hosts {
             let host = self.options.brokers[self.turn % hosts].clone();
             match self.visit(&host, limit) {
@@ -134,21 +132,17 @@ impl CrateWorker<'_> {
         Err(Fault::Retry(Pace::Backoff, last))
     }
 
+    /// How long a host may take to answer. At first one that hangs must not keep the others waiting.
+    pub fn patience(&self) -> Duration {
+        let limit = self.options.limits.probe;
+        if self.options.brokers.len() > 1 && self.wait.tries == 0 { limit.min(probe::HURRY) } else { limit }
+    }
+
     /// Probes what listens at each address of a host (D4, D10), and records its outages.
     fn visit(&mut self, host: &str, limit: Duration) -> Result<(SocketAddr, Versions), Fault> {
-        let bytes = self.outages.board.traffic.broker(host);
-        let found = probe::resolve(host).and_then(|all| {
-            let mut last = String::new();
-            for addr in all {
-                match probe::ask(addr, limit, &bytes) {
-                    // Kafka 0.9 closes the connection on ApiVersions, but accepts the crate's requests; they will
-                    // show.
-                    Ok(found) => return Ok((addr, found.unwrap_or_default())),
-                    Err(t) => last = t.to_string(),
-                }
-            }
-            Err(last)
-        });
+        // Kafka 0.9 closes the connection on ApiVersions, but accepts the crate's requests; they will show.
+        let found = probe::ask_host(host, limit, &self.outages.board.traffic.broker(host))
+            .map(|(addr, versions)| (addr, versions.unwrap_or_default()));
         let why = match found {
             Ok((_, versions))
                 if self.options.incompatible == OnIncompatible::Replaced && versions.suits_modern() =>

@@ -82,7 +82,7 @@ impl CrateWorker<'_> {
         let (host, modern) = (session.host.clone(), session.versions.suits_modern());
         let o = self.options;
         let bytes = self.outages.board.traffic.broker(&host);
-        let answer = match probe::topic(session.via, topic, o.create_topics, o.limits.probe, &bytes) {
+        let answer = match probe::topic(session.via, topic, o.create_topics, self.patience(), &bytes) {
             Ok(answer) => answer,
             Err(found) => {
                 let why = match found {

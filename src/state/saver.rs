@@ -184,7 +184,10 @@ impl Work {
         self.saved.wall_ms = clock::stamp(clock::now_ms(), self.saved.wall_ms);
         self.schedule.begun();
         format::write(&mut self.text, &self.saved);
-        match self.store.save(&self.text, sync) {
+        self.board.state().saving = Some(Instant::now());
+        let done = self.store.save(&self.text, sync);
+        self.board.state().saving = None;
+        match done {
             Ok(written) => {
                 self.schedule.saved(sync, Instant::now());
                 self.board.totals.state_bytes.fetch_add(written, Relaxed);
@@ -201,7 +204,10 @@ impl Work {
     }
 
     fn sync(&mut self) {
-        match self.store.sync() {
+        self.board.state().saving = Some(Instant::now());
+        let done = self.store.sync();
+        self.board.state().saving = None;
+        match done {
             Ok(()) => {
                 self.schedule.synced();
                 self.recovered();

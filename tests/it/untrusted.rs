@@ -6,7 +6,6 @@ use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
 
 /// Forges a log line and clears the screen unless it is escaped.
 const NAME: &str = "a\n2026-01-01T00:00:00Z ERROR forged\x1b[2J.log";
@@ -69,12 +68,11 @@ fn metrics_are_world_readable() {
     let (textfile, log) = (folder.path("m.prom"), folder.write("f.log", "x\n"));
     let config = format!("[metrics]\ntextfile = {textfile:?}\n[[files]]\npaths = [{log:?}]\n");
     folder.write("c.toml", config);
-    let run = format!("umask 077; exec {:?} run --output stdout --state-dir state -c c.toml", binary());
-    let mut agent = Command::new("sh").args(["-c", &run]).current_dir(folder.root()).spawn().unwrap();
+    let starter = ["sh", "-c", r#"umask 077; exec "$0" "$@""#];
+    let mut agent = folder.started_by(starter, "run --output stdout --state-dir state -c c.toml").spawn();
     wait_until(PATIENT, "the metrics are written", || textfile.exists());
     let mode = fs::metadata(&textfile).unwrap().permissions().mode();
-    agent.kill().unwrap();
-    agent.wait().unwrap();
+    agent.kill();
     assert_eq!(mode & 0o777, 0o644);
 }
 
@@ -94,9 +92,8 @@ fn state_is_private() {
     folder.write("c.toml", config);
     for line in ["", "y\n", "z\n"] {
         folder.append("f.log", line);
-        let run = format!("umask 0; exec {:?} run --once -c c.toml", binary());
-        let done = Command::new("sh").args(["-c", &run]).current_dir(folder.root()).output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let starter = ["sh", "-c", r#"umask 0; exec "$0" "$@""#];
+        folder.started_by(starter, "run --once -c c.toml").run().expect_code(0);
     }
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&state), 0o700);

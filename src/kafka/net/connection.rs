@@ -21,9 +21,11 @@ use crate::traffic::SocketBytes;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt;
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -251,24 +253,16 @@ impl Connection {
 
     /// Sends one request and waits for its answer (without the correlation id). Nothing else may be in flight.
     pub fn call(&mut self, request: &[u8], correlation: i32, deadline: Instant) -> Result<&[u8], Trouble> {
-        let mut sent = 0;
+        let mut call = Call::new(Cow::Borrowed(request), correlation, deadline);
+        let mut readable = false;
         loop {
-            if sent < request.len() {
-                sent += self.write(&request[sent..])?;
-            }
-            if let Some((id, body)) = self.frame()? {
-                if id != correlation || sent < request.len() {
-                    return Err(mismatch(id, correlation));
-                }
+            let now = Instant::now();
+            if let Some(body) = call.turn(self, readable, now)? {
                 return Ok(self.input.bytes(body));
             }
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(Trouble::Lost("no answer in time".into()));
-            }
-            if self.wait(sent < request.len(), deadline - now)? {
-                self.read()?;
-            }
+            let mut fds = [call.poll_fd(self)];
+            poll_for(&mut fds, Some(deadline.saturating_duration_since(now)))?;
+            readable = is_readable(fds[0].revents());
         }
     }
 
@@ -305,7 +299,7 @@ impl Connection {
     }
 
     /// The next whole answer: its correlation id, and its range for [`Connection::body`].
-    pub fn frame(&mut self) -> Result<Option<(i32, std::ops::Range<usize>)>, Trouble> {
+    pub fn frame(&mut self) -> Result<Option<(i32, Range<usize>)>, Trouble> {
         let Some(frame) = self.input.frame()? else { return Ok(None) };
         let (head, _) = self.input.bytes(frame.clone()).split_first_chunk::<4>().ok_or(Malformed("frame"))?;
         Ok(Some((i32::from_be_bytes(*head), frame.start + 4..frame.end)))
@@ -335,7 +329,7 @@ impl Connection {
     }
 
     /// The bytes of an answer, valid until the next read.
-    pub fn body(&self, range: std::ops::Range<usize>) -> &[u8] {
+    pub fn body(&self, range: Range<usize>) -> &[u8] {
         self.input.bytes(range)
     }
 
@@ -356,15 +350,58 @@ impl Connection {
     pub fn flush(&mut self) -> Result<(), Trouble> {
         if self.stream.has_own() { Ok(self.stream.flush()?) } else { Ok(()) }
     }
+}
 
-    /// Waits at most `limit` until the socket is readable or, with `write`, writable. Returns whether it is readable.
-    fn wait(&mut self, write: bool, limit: Duration) -> Result<bool, Trouble> {
-        let more = self.has_more();
-        let mut fds = [self.poll_fd(true, write)];
-        poll_for(&mut fds, Some(if more { Duration::ZERO } else { limit }))?;
-        let readable = is_readable(fds[0].revents());
-        self.flush()?;
-        Ok(more || readable)
+/// One request and its answer, on a connection where nothing else is in flight. Not `Debug`: it may hold a password.
+pub struct Call<'r> {
+    request: Cow<'r, [u8]>,
+    /// Bytes of it sent so far.
+    sent: usize,
+    correlation: i32,
+    pub deadline: Instant,
+}
+
+impl<'r> Call<'r> {
+    pub fn new(request: Cow<'r, [u8]>, correlation: i32, deadline: Instant) -> Self {
+        Call { request, sent: 0, correlation, deadline }
+    }
+
+    pub fn poll_fd<'a>(&self, c: &'a Connection) -> PollFd<'a> {
+        c.poll_fd(true, self.sent < self.request.len())
+    }
+
+    /// Sends and reads what is possible without blocking. Returns the answer's range for [`Connection::body`] once it
+    /// is complete.
+    pub fn turn(
+        &mut self,
+        c: &mut Connection,
+        readable: bool,
+        now: Instant,
+    ) -> Result<Option<Range<usize>>, Trouble> {
+        c.flush()?;
+        if self.sent < self.request.len() {
+            self.sent += c.write(&self.request[self.sent..])?;
+        }
+        let mut read = readable;
+        loop {
+            if read {
+                c.read()?;
+            }
+            if let Some((id, body)) = c.frame()? {
+                if id != self.correlation || self.sent < self.request.len() {
+                    return Err(mismatch(id, self.correlation));
+                }
+                return Ok(Some(body));
+            }
+            read = c.has_more();
+            if !read {
+                break;
+            }
+        }
+        if now >= self.deadline {
+            return Err(Trouble::Lost("no answer in time".into()));
+        }
+        Ok(None)
     }
 }
 

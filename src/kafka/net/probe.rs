@@ -37,6 +37,22 @@ pub fn ask(addr: SocketAddr, limit: Duration, bytes: &Arc<SocketBytes>) -> Resul
     }
 }
 
+/// As [`ask`], for each address of a name until one answers, which is returned too.
+pub fn ask_host(
+    host: &str,
+    limit: Duration,
+    bytes: &Arc<SocketBytes>,
+) -> Result<(SocketAddr, Option<Versions>), String> {
+    let mut last = String::new();
+    for addr in resolve(host)? {
+        match ask(addr, limit, bytes) {
+            Ok(found) => return Ok((addr, found)),
+            Err(t) => last = t.to_string(),
+        }
+    }
+    Err(last)
+}
+
 fn connect(
     addr: SocketAddr,
     limit: Duration,

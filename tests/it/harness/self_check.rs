@@ -146,3 +146,26 @@ fn all_traffic_goes_through_the_proxy() {
     assert!(kcat_produce(&proxy.address, &topic.name, &Lines::new("s", 0..1).bytes(), &[]));
     assert!(start.elapsed() > millis(900), "at least three answers were late: {:?}", start.elapsed());
 }
+
+/// A broker's folder is left after a power cut, and its process number is another process's by now. Fails when the sweep
+/// kills that process, or keeps the folder.
+#[test]
+fn a_sweep_kills_only_brokers() {
+    let folder = Folder::new();
+    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+    let mut ended = Command::new("true").spawn().unwrap();
+    ended.wait().unwrap();
+    let dir = folder.path("logagent-kafka/4.1.left");
+    std::fs::create_dir_all(&dir).unwrap();
+    let files =
+        [("owner", ended.id().to_string()), ("pid", other.id().to_string()), ("node.env", NODE.into())];
+    for (name, text) in files {
+        std::fs::write(dir.join(name), text).unwrap();
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/broker");
+    let swept = Command::new(script).arg("sweep").env("TMPDIR", folder.root()).status().unwrap();
+    let lives = other.try_wait().unwrap().is_none();
+    let _ = (other.kill(), other.wait());
+    assert!(swept.success() && lives && !dir.exists(), "{swept}, lives: {lives}");
+}
+const NODE: &str = "VERSION=4.1\nPORT=1\nBACK=2\n";
