@@ -304,7 +304,7 @@ fn status_of_a_suspended_agent() {
     let looks = |watching: &Agent| String::from_utf8_lossy(&watching.stdout()).matches("per second").count();
     wait_until(SOON, "a look", || looks(&watching) > 0);
     agent.pause();
-    watching.wait_log("no answer within 5s; the agent is suspended", SOON);
+    watching.wait_log("no answer within 5 s; the agent is suspended", SOON);
     agent.resume();
     let before = looks(&watching);
     wait_until(SOON, "further looks", || looks(&watching) > before + 1);
