@@ -160,6 +160,8 @@ pub(super) struct Follower<'a> {
     cut: LogThrottle,
     /// A file was not where it was listed.
     pub(super) relist: bool,
+    /// A removed file is kept open until it has a successor. While it is, the removal of its folder causes no event.
+    pub(super) is_orphaned: bool,
     /// Some file cannot be read: missing entries may be in it.
     pub(super) blind: bool,
     /// Closed streams with unacknowledged entries.
@@ -195,6 +197,7 @@ impl<'a> Follower<'a> {
             damaged: LogThrottle::default(),
             cut: LogThrottle::default(),
             relist: false,
+            is_orphaned: false,
             blind: false,
             left: Vec::new(),
             letters: 0,
@@ -272,7 +275,7 @@ impl<'a> Follower<'a> {
             return Ok(Turn::Again);
         }
         let is_last = self.o.folders.first() == self.folder.as_ref();
-        let usual = if is_last { None } else { Some(LATER) };
+        let usual = if is_last && !self.is_orphaned { None } else { Some(LATER) };
         if later {
             return Ok(Turn::Wait(Some(SOON)));
         }

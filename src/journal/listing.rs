@@ -21,12 +21,15 @@ impl Follower<'_> {
         self.relist |= is_incomplete;
         let is_first = self.first_look_done.is_some();
         self.note_refused(&refused);
+        self.is_orphaned = false;
         for o in &mut self.open {
             let now = files.iter().find(|f| f.header.file_id == o.journal.header.file_id);
             // journald notices late that someone has removed the file it writes to, and makes another only then.
             let is_replaced = files.iter().any(|f| f.path == o.origin.path);
             if now.is_some() || is_replaced {
                 o.name = now.map(|f| f.path.clone());
+            } else {
+                self.is_orphaned = true;
             }
         }
         self.done.retain(|id| files.iter().any(|f| f.header.file_id == *id));
