@@ -101,6 +101,7 @@ mod tests {
             unread: true,
             owed: false,
             rest: false,
+            rest_has_lines: false,
             truncated: false,
             deleted: false,
             acked: false,

@@ -156,6 +156,20 @@ fn several_lines_in_one_record() {
         json("multiline = { start = \"^1\", max_lines = 2 }", "1\n2\n3\n4\n5\n"),
         ["1\n2", "3\n4", "5"]
     );
+    assert_eq!(json(continued, "a\n b\n c"), ["a\n b\n c"], "the last line needs no line end with --once");
+    assert_eq!(json(continued, "a\n b\nc"), ["a\n b", "c"]);
+}
+
+/// The timeout of multiline while a line is being written. Fails when it sends the first part of that line.
+#[test]
+fn the_timeout_of_a_record_does_not_split_a_line() {
+    let folder = Folder::new();
+    config(&folder, "multiline = { start = \"^\\\\d\", timeout = \"300ms\" }");
+    folder.write("f.log", "1 a\n  b\n  begi");
+    let agent = folder.agent_line(LIVE).start();
+    wait_until(SOON, "the complete lines", || agent.stdout() == b"1 a\n  b\n");
+    folder.append("f.log", "nning\n");
+    wait_until(SOON, "the line", || agent.stdout() == b"1 a\n  b\n  beginning\n");
 }
 
 /// `partial_after`. Fails when the partial line waits for its end, or is sent twice.
