@@ -674,6 +674,7 @@ impl Tail<'_> {
                 owed: open.unread() && open.searched < open.owed,
                 rest: open.rest(),
                 rest_has_lines: open.rest_has_lines(),
+                rest_owed: open.rest_owed(),
                 truncated,
                 deleted,
                 acked: progress.is_done(),

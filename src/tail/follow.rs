@@ -26,6 +26,8 @@ pub struct Seen {
     pub rest: bool,
     /// They contain complete lines (multiline).
     pub rest_has_lines: bool,
+    /// They existed at the rotation, and nothing was appended since.
+    pub rest_owed: bool,
     /// It is shorter than what was read, or has different bytes.
     pub truncated: bool,
     /// It has been deleted: no name is left.
@@ -123,10 +125,11 @@ pub fn decide(
     if let Some(i) = seen.iter().position(|s| s.owed) {
         return Step::Read(i);
     }
+    // The last record of a rotated file waits for more lines, and newer files wait for it.
     let n = seen.len();
-    if let Some(i) =
-        (0..n).map(|i| (i + turn) % n).find(|i| seen[*i].unread && (shelved == 0 || !seen[*i].live))
-    {
+    let newest = seen.iter().position(|s| s.rest_owed && !s.live).unwrap_or(n);
+    let readable = |i: &usize| seen[*i].unread && *i <= newest && (shelved == 0 || !seen[*i].live);
+    if let Some(i) = (0..n).map(|i| (i + turn) % n).find(readable) {
         return Step::Read(i);
     }
     let waits: Vec<Option<Duration>> = seen.iter().map(|s| rest_wait(s, until, patience)).collect();
@@ -218,6 +221,7 @@ mod tests {
             owed: false,
             rest: false,
             rest_has_lines: false,
+            rest_owed: false,
             truncated: false,
             deleted: false,
             acked: true,
@@ -278,6 +282,12 @@ mod tests {
                 Live,
                 vec![Seen { rest: true, quiet: S(3), ..old() }, live()],
                 Step::SendRest(0),
+            ),
+            (
+                "newer files wait for the end of an old one",
+                Live,
+                vec![Seen { rest: true, rest_owed: true, quiet: S(1), ..old() }, unread(live())],
+                Step::Wait(S(2)),
             ),
             ("deleted, acked", Nothing, vec![Seen { deleted: true, quiet: S(10), ..old() }], Step::Leave(0)),
             (
@@ -372,6 +382,7 @@ mod tests {
                 owed: owed && unread,
                 rest,
                 rest_has_lines: lines && rest,
+                rest_owed: lines && rest,
                 truncated,
                 deleted,
                 acked,
@@ -422,7 +433,10 @@ mod tests {
                 Step::Orphan => prop_assert!(path == AtPath::Nothing && seen.iter().any(|s| s.live)),
                 Step::Wait(time) => {
                     prop_assert!(time <= patience.poll);
-                    prop_assert!(!seen.iter().any(|s| s.unread && !(s.live && shelved > 0)), "unread bytes are left waiting");
+                    let held = seen.iter().any(|s| s.rest_owed && !s.live);
+                    prop_assert!(!held || time <= S(3), "newer files wait for too long");
+                    let unread = seen.iter().any(|s| s.unread && !(s.live && shelved > 0));
+                    prop_assert!(held || !unread, "unread bytes are left waiting");
                 }
                 Step::End => prop_assert!(seen.is_empty() && shelved == 0),
             }

@@ -242,6 +242,11 @@ impl Open {
         self.rest() && self.lines_wait
     }
 
+    /// `rest` existed at the rotation, and nothing was appended since.
+    pub fn rest_owed(&self) -> bool {
+        self.rest() && self.at.offset < self.owed && self.size <= self.owed
+    }
+
     /// The known size; for a `.gz` it is exact only at its end.
     pub fn known_size(&self) -> u64 {
         if self.size == u64::MAX { self.origin.progress.size.load(Relaxed) } else { self.size }

@@ -102,6 +102,7 @@ mod tests {
             owed: false,
             rest: false,
             rest_has_lines: false,
+            rest_owed: false,
             truncated: false,
             deleted: false,
             acked: false,

@@ -281,3 +281,18 @@ fn a_rate_limit_delays_but_never_skips() {
     Delivered::of(agent.wait_lines(4000)).assert_exactly_once(&[&Lines::new("f", 0..4000)]);
     assert!(begun.elapsed() > millis(1500), "{:?} for 785 KiB", begun.elapsed());
 }
+
+/// With multiline, the last record of a rotated file comes before those of the new file. Fails when the new file is read
+/// while that record still waits for more lines.
+#[test]
+fn the_last_record_of_a_rotated_file_is_sent_first() {
+    let folder = Folder::new();
+    config(&folder, "multiline = { start = \"^S\", timeout = \"1s\" }");
+    folder.write("f.log", "");
+    let agent = folder.agent_line(LIVE).start();
+    folder.append("f.log", "S1\n a\nS2\n b\n");
+    wait_until(SOON, "the first record", || agent.stdout() == b"S1\n a\n");
+    std::fs::rename(folder.path("f.log"), folder.path("f.log.1")).unwrap();
+    folder.write("f.log", "S3\n c\nS4\n");
+    wait_until(SOON, "the other records", || agent.stdout() == b"S1\n a\nS2\n b\nS3\n c\nS4\n");
+}
