@@ -51,19 +51,24 @@ impl Error {
     }
 
     pub fn no_thread(name: &str, why: io::Error) -> Self {
-        Self::failed(
-            format_args!("start the {name} thread"),
-            why,
-            "raise the limit of threads (ulimit -u, TasksMax)",
-        )
+        Self::not_started(format_args!("start the {name} thread"), why)
     }
 
     pub fn no_eventfd(why: io::Error) -> Self {
-        Self::failed("eventfd", why, "raise the limit of descriptors (ulimit -n)")
+        Self::not_started("eventfd", why)
     }
 
     pub fn no_signals(why: io::Error) -> Self {
-        Self::failed("signals", why, "start it where signals can be handled")
+        Self::not_started("signals", why)
+    }
+
+    /// A thread, or the descriptors it needs, could not be had.
+    pub fn not_started(what: impl Display, why: io::Error) -> Self {
+        let fix = match why.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => "raise the limit of descriptors (ulimit -n, LimitNOFILE)",
+            _ => "raise the limit of threads (ulimit -u, TasksMax)",
+        };
+        Self::failed(what, why, fix)
     }
 
     /// Several problems reported together, each as a line of the same form.
@@ -173,6 +178,18 @@ mod tests {
         );
         let two = Error::several(ExitCode::Config, vec!["1: b; c".into(), "2: b; c".into()]);
         assert_eq!(two.to_string(), "logagent: 1: b; c\nlogagent: 2: b; c");
+    }
+
+    /// A thread needs descriptors, and watching needs a thread. Fails when the advice depends on what was started.
+    #[test]
+    fn the_limit_that_was_reached_is_named() {
+        for (code, limit) in [(libc::EMFILE, "ulimit -n"), (libc::EAGAIN, "ulimit -u")] {
+            let why = || io::Error::from_raw_os_error(code);
+            for e in [Error::no_thread("x", why()), Error::no_signals(why()), Error::not_started("x", why())]
+            {
+                assert!(e.to_string().contains(limit), "{e}");
+            }
+        }
     }
 
     /// Fails when a line is not escaped: a path with a newline could then forge a line.

@@ -32,6 +32,7 @@ pub mod framing;
 pub mod gz;
 pub mod identity;
 pub mod known;
+mod nuls;
 pub mod open;
 mod outlive;
 mod own;
@@ -90,12 +91,12 @@ pub enum Start {
 
 impl Start {
     /// The offset in a file of this size.
-    fn offset(self, size: u64) -> u64 {
-        match self {
+    fn offset(self, file: &File, size: u64) -> io::Result<u64> {
+        Ok(match self {
             Start::Beginning => 0,
-            Start::End => size,
+            Start::End => nuls::end_of_lines(file, size)?,
             Start::Offset(n) => n,
-        }
+        })
     }
 }
 
@@ -440,8 +441,7 @@ impl Tail<'_> {
             return Ok(None);
         }
         let [open] = &mut self.open[..] else { return Ok(None) };
-        let Some(file) = open.file() else { return Ok(None) };
-        let look = identity::look(file)?;
+        let Some(look) = open.look()? else { return Ok(None) };
         let touched = look.modified != open.modified;
         if look.size < open.size || look.links != open.links || touched && look.size == open.searched {
             return Ok(None);
@@ -575,6 +575,10 @@ impl Tail<'_> {
             Step::GiveUp(i) => self.give_up(i),
             Step::Shelve(i) => self.shelve(i),
             Step::Unshelve => self.unshelve()?,
+            Step::Wait(_) if self.open.iter().any(Open::is_news_for_gz) => {
+                let _decides = decides()?;
+                self.note_shorter_gz()?;
+            }
             Step::Wait(_) | Step::End => {}
         }
         if self.path_again.is_none() {
@@ -584,8 +588,8 @@ impl Tail<'_> {
     }
 
     fn between_looks(&self, hints: bool) -> Duration {
-        // There are no events for a rotated file that was found by its name.
-        let without_events = self.open.iter().any(|o| o.found_by_name && o.links > 0);
+        // There are no events for a rotated file that was found by its name, nor for what is written through mmap(2).
+        let without_events = self.open.iter().any(|o| o.found_by_name && o.links > 0 || o.nuls.is_some());
         let usual = match hints && !without_events {
             false => self.o.poll,
             true if self.is_steady() => IDLE,
@@ -642,8 +646,7 @@ impl Tail<'_> {
         self.looks_at = [before, SystemTime::now()];
         for open in &mut self.open {
             let mut truncated = false;
-            if let Some(file) = open.file() {
-                let look = identity::look(file)?;
+            if let Some(look) = open.look()? {
                 let touched = look.modified != open.modified;
                 truncated =
                     look.size < open.size || touched && look.size == open.searched && !open.unchanged()?;

@@ -55,8 +55,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// `at_once` exits immediately, for the second signal.
 pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, Error> {
     let given = fdstore::inherited();
-    let trouble = |e| Error::failed("signals", e, "start the agent where signals can be handled");
-    let signals = signals::start().map_err(trouble)?;
+    let signals = signals::start().map_err(Error::no_signals)?;
     let asked = asked.overrides();
     let config = config::load(&asked)?;
     raise_descriptor_limit();

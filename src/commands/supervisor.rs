@@ -137,8 +137,7 @@ impl<'s, 'e> Supervisor<'s, 'e> {
         saves: bool,
         out: Outlet,
     ) -> Result<Self, Error> {
-        let trouble =
-            |e| Error::failed("start watching", e, "free descriptors or raise the limit (ulimit -n)");
+        let trouble = |e| Error::not_started("start watching", e);
         let (watch_handle, watch_inbox) = watch::channel().map_err(trouble)?;
         let (watch_event_tx, watch_events) = bounded(64);
         #[allow(clippy::disallowed_methods)] // bounded by the tails that live

@@ -54,7 +54,7 @@ pub fn read(
 ) -> Result<Written, Error> {
     let mut files = vec![(main.to_owned(), std::fs::read(main).map_err(|e| unreadable(main, &e))?)];
     for path in more_files(main)? {
-        match std::fs::read(&path) {
+        match read_regular(&path) {
             Ok(bytes) => files.push((path, bytes)),
             Err(e) => {
                 let doc = problems.add_file(&path, "");
@@ -71,6 +71,14 @@ pub fn read(
     let mut written = all_files(&mut walk, top, &docs);
     written.read_from = problems.files().map(Path::to_owned).collect();
     Ok(written)
+}
+
+/// Refuses a FIFO instead of waiting for its writer.
+fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    match std::fs::metadata(path)?.is_file() {
+        true => std::fs::read(path),
+        false => Err(std::io::Error::new(ErrorKind::InvalidInput, "not a regular file")),
+    }
 }
 
 fn unreadable(main: &Path, e: &std::io::Error) -> Error {

@@ -488,6 +488,18 @@ fn more_files_beside_the_config() {
     assert!(found[0].starts_with("c.d/1.toml:2:1: unknown key `memori`"), "{found:#?}");
 }
 
+/// Fails when a config waits for the writer of a FIFO.
+#[test]
+fn a_fifo_beside_the_config() {
+    let b = Box::new(LEAST);
+    fs::create_dir(b.path("c.d")).unwrap();
+    let fifo = b.path("c.d/1.toml");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+    let found = b.problems(Overrides::default());
+    assert!(found[0].starts_with("c.d/1.toml:1:1: cannot be read: not a regular file"), "{found:#?}");
+}
+
 /// Fails when a key of a later file does not win or replaces its whole table, when its mistakes or its value are
 /// attributed to another file, or when `${host}` in the main file ignores a later `hostname`.
 #[test]

@@ -7,6 +7,7 @@ use crate::lock::lock;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -238,23 +239,32 @@ fn address(folder: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     Ok((held, address))
 }
 
+fn late(e: io::Error) -> io::Error {
+    if e.kind() != ErrorKind::WouldBlock {
+        return e;
+    }
+    io::Error::new(ErrorKind::TimedOut, format!("no answer within {} s", ANSWER.as_secs()))
+}
+
 /// Asks the agent running on `folder`. `None`: none is running.
 pub fn ask(folder: &Path) -> io::Result<Option<Snapshot>> {
     let absent = |e: &io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
     let connected = address(folder).and_then(|(_folder, address)| {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // A stopped agent accepts nothing: once its queue is full, connecting takes as long as the answer.
+        set_socket_timeout(&socket, Timeout::Send, Some(ANSWER))?;
         rustix::net::connect(&socket, &address)?;
         Ok(UnixStream::from(socket))
     });
     let stream = match connected {
         Ok(stream) => stream,
         Err(e) if absent(&e) => return Ok(None),
-        Err(e) => return Err(e),
+        Err(e) => return Err(late(e)),
     };
     stream.set_read_timeout(Some(ANSWER))?;
     let mut json = Vec::new();
-    stream.take(MOST_BYTES).read_to_end(&mut json)?;
+    stream.take(MOST_BYTES).read_to_end(&mut json).map_err(late)?;
     if json.is_empty() {
         return Ok(None); // the agent just exited
     }
@@ -306,6 +316,20 @@ mod tests {
         assert!(before.elapsed() < READER + Duration::from_secs(10));
         drop(running);
         assert!(before.elapsed() < READER + Duration::from_secs(20));
+    }
+
+    /// Fails when connecting to an agent whose queue is full waits forever, or when the reason is not named.
+    #[test]
+    fn a_stopped_agent_does_not_keep_anyone_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let _never_accepts = listen(dir.path()).unwrap();
+        let asked = Instant::now();
+        let answers = thread::scope(|scope| {
+            let asking: Vec<_> = (0..20).map(|_| scope.spawn(|| ask(dir.path()).unwrap_err())).collect();
+            asking.into_iter().map(|a| a.join().unwrap().to_string()).collect::<Vec<_>>()
+        });
+        assert!(asked.elapsed() < 3 * ANSWER, "{:?}", asked.elapsed());
+        assert!(answers.iter().all(|a| a == "no answer within 5 s"), "{answers:?}");
     }
 
     /// Fails when a deep state folder has no live status.

@@ -171,7 +171,8 @@ impl Tail<'_> {
         }
         let since = self.since();
         self.holding(Some(&file), |tail| tail.unread_siblings(&since))?;
-        self.read_new(file, &look, self.o.start.offset(look.size))
+        let offset = self.o.start.offset(&file, look.size)?;
+        self.read_new(file, &look, offset)
     }
 
     /// Files newer than this were created, and perhaps rotated, before the first look.
@@ -197,7 +198,7 @@ impl Tail<'_> {
     }
 
     /// Registers a file as read up to `at`, which is its end.
-    pub(super) fn note(&mut self, look: &Look, at: Point) {
+    pub(super) fn note(&self, look: &Look, at: Point) {
         let Some(Entry { stream, .. }) = self.known.begin_if_new(look, &self.o.path) else { return };
         self.known.release(stream, at, at.offset, look.modified, true);
         self.tell_finished(stream, look, at);

@@ -1,5 +1,7 @@
 //! Reads a compressed rotated file by offset of its decompressed content, forward only.
 
+use super::identity::Look;
+use super::open::read_at;
 use crate::record::Mark;
 use flate2::read::MultiGzDecoder;
 use std::fs::File;
@@ -24,6 +26,13 @@ impl<R> std::fmt::Debug for Gz<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Gz({})", self.position)
     }
+}
+
+/// The content's length modulo 2^32, as a `.gz` of one member ends with it (RFC 1952, ISIZE). Not checked.
+pub fn claimed_size(file: &File, look: &Look) -> io::Result<u32> {
+    let mut size = [0; 4];
+    read_at(file, look.size.saturating_sub(4), &mut size)?;
+    Ok(u32::from_le_bytes(size))
 }
 
 impl Gz {

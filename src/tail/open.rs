@@ -2,7 +2,8 @@
 
 use super::framing::{self, FramingInput, Rest, Rules, Run};
 use super::gz::Gz;
-use super::identity::Look;
+use super::identity::{self, Look};
+use super::nuls::{self, TrailingNuls};
 use crate::budget::{Permit, QueuePlace, Share};
 use crate::chunk::{Chunk, Origin};
 use crate::record::{Identity, Line, Mark, Point, Range, Shape, Then, Topic};
@@ -95,6 +96,12 @@ pub struct Open {
     pub place: Option<QueuePlace>,
     /// NULs at `at` continue a hole: one that ends there, or one that a truncation left behind.
     pub in_hole: bool,
+    /// What follows `size`, which does not count.
+    pub nuls: Option<TrailingNuls>,
+    /// NULs are written over in this file.
+    has_nuls: bool,
+    /// The offset up to which the deleted file was compared with a `.gz` of it.
+    pub compared: u64,
     /// The complete lines after `at` of a record that is still incomplete. A truncation would destroy them in the file.
     waiting: Option<(Vec<u8>, Permit)>,
     /// There are such lines, even if memory does not allow keeping them.
@@ -142,6 +149,9 @@ impl Open {
             per_line: USUAL_LINE,
             place: None,
             in_hole: false,
+            nuls: None,
+            has_nuls: false,
+            compared: 0,
             waiting: None,
             lines_wait: false,
         };
@@ -192,6 +202,47 @@ impl Open {
             Bytes::Plain(f) => Some(f),
             Bytes::Gz(_) => None,
         }
+    }
+
+    /// Looks at a plain file. NULs at its end that may still be written over do not count.
+    pub fn look(&mut self) -> io::Result<Option<Look>> {
+        let Bytes::Plain(file) = &self.bytes else { return Ok(None) };
+        let mut look = identity::look(file)?;
+        if let Some(nuls) = self.nuls {
+            match nuls.remain(file, look.size, self.live)? {
+                true => look.size = nuls.start,
+                false => self.nuls = None,
+            }
+        }
+        Ok(Some(look))
+    }
+
+    /// Takes the NULs at the end of the file off its size, and off what was read up to there. `is_end`: no more can be read;
+    /// returns whether that is still so.
+    fn leave_nuls(&mut self, bytes: &mut Vec<u8>, is_end: bool) -> io::Result<bool> {
+        let Bytes::Plain(file) = &self.bytes else { return Ok(is_end) };
+        let found = TrailingNuls::find(file, self.at.offset, bytes, is_end, self.size);
+        let grows = self.live && self.limit == u64::MAX;
+        if let Some(nuls) = found.filter(|nuls| grows || !nuls.written) {
+            self.has_nuls = true;
+            bytes.truncate((nuls.start - self.at.offset) as usize);
+            // If it was truncated meanwhile, the next look sees it.
+            if identity::look(file)?.size == self.size {
+                self.size = nuls.start;
+                (self.searched, self.proven) = (self.searched.min(self.size), self.proven.min(self.size));
+                self.nuls = Some(nuls);
+                self.origin.progress.saw(self.size, self.changed);
+            }
+        }
+        // The writer may have filled some of them since, and written on behind what was read.
+        let first = if self.has_nuls { memchr(0, bytes) } else { nuls::at_end(bytes) };
+        if let Some(first) = first
+            && !nuls::is_nul(file, self.at.offset + first as u64)?
+        {
+            bytes.truncate(first);
+            return Ok(false);
+        }
+        Ok(is_end)
     }
 
     /// Applies the result of a new look at the file. Bytes that may have been overwritten in place are checked again.
@@ -247,6 +298,11 @@ impl Open {
         self.rest() && self.at.offset < self.owed && self.size <= self.owed
     }
 
+    /// It was deleted, perhaps by gzip(1), and more was read of it since it was compared with a `.gz`.
+    pub fn is_news_for_gz(&self) -> bool {
+        self.links == 0 && self.compared != self.at.offset
+    }
+
     /// The known size; for a `.gz` it is exact only at its end.
     pub fn known_size(&self) -> u64 {
         if self.size == u64::MAX { self.origin.progress.size.load(Relaxed) } else { self.size }
@@ -261,7 +317,7 @@ impl Open {
     pub fn read(&mut self, how: &Reading, rest: Rest, stop: &Stop) -> io::Result<Got> {
         self.pass_over()?;
         let hole_ends = self.beyond.front().map_or(u64::MAX, |(r, _)| r.start);
-        let end = self.end().min(hole_ends);
+        let mut end = self.end().min(hole_ends);
         let mut len = self.window(how, end);
         loop {
             if len == 0 {
@@ -277,7 +333,16 @@ impl Open {
                 Err(e) if self.is_broken(&e) => return Ok(Got::Broken(e)),
                 filled => filled?,
             };
-            let Some(filled) = filled else { return Ok(Got::Changed) };
+            let Some(mut filled) = filled else { return Ok(Got::Changed) };
+            let is_short = filled && self.at.offset + (bytes.len() as u64) < end;
+            let may_end_in_nuls = is_short || self.has_nuls || bytes.last() == Some(&0);
+            if may_end_in_nuls && end == self.size && matches!(self.bytes, Bytes::Plain(_)) {
+                filled = self.leave_nuls(&mut bytes, filled)?;
+                end = self.size;
+                if bytes.is_empty() {
+                    return Ok(Got::Nothing);
+                }
+            }
             let is_end = filled || self.at.offset + bytes.len() as u64 >= end;
             self.proven = self.proven.max(self.size);
             let rest = if is_end && end == hole_ends { Rest::IsALine } else { rest };
@@ -617,7 +682,7 @@ fn append(file: &File, offset: u64, bytes: &mut Vec<u8>, len: usize) -> io::Resu
 }
 
 /// Fills `buffer` from `offset` on, up to the end of the file.
-fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let mut n = 0;
     while n < buffer.len() {
         match pread(file, &mut buffer[n..], offset + n as u64) {

@@ -19,7 +19,7 @@ pub fn reserve(o: &TailOptions, known: &Known, board: &Board) -> io::Result<Opti
         return Ok(None);
     }
     let (file, look) = identity::open(&o.path)?;
-    let at = open::point_at(&file, &look, o.start.offset(look.size))?;
+    let at = open::point_at(&file, &look, o.start.offset(&file, look.size)?)?;
     let Some(entry) = known.begin_if_new(&look, &o.path) else { return Ok(None) };
     known.release(entry.stream, at, look.size, look.modified, false);
     let origin = Arc::new(Origin {

@@ -3,12 +3,14 @@
 use super::identity::Look;
 use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
+use super::siblings::{Packed, Sibling};
 use super::survey::has_bytes_of;
-use super::{Halt, Tail, Until, catchup, identity, open, siblings};
+use super::{Halt, Tail, Until, catchup, gz, identity, open, siblings};
 use crate::chunk::Origin;
 use crate::lock::lock;
 use crate::record::{Closed, Ending, Identity, Point, StreamId};
 use log::warn;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -227,6 +229,31 @@ impl Tail<'_> {
         self.out.close(Closed { stream, why: Ending::Truncated { lost } });
     }
 
+    /// A file may have been compressed and deleted while its writer still appended to it. Its `.gz` lacks the last lines that
+    /// were read, and only the deleted file shows that it holds no others: after a restart it would be read again.
+    pub(super) fn note_shorter_gz(&mut self) -> Result<(), Halt> {
+        for open in self.open.iter_mut().filter(|o| o.is_news_for_gz()) {
+            open.compared = open.at.offset;
+        }
+        for (open, own) in self.open.iter().filter(|o| o.links == 0).filter_map(|o| Some((o, o.file()?))) {
+            let is_later = |s: &Sibling| s.look.made() >= open.identity.born.unwrap_or_default();
+            for s in siblings::list(&self.o.path)?.iter().filter(|s| s.packed == Packed::Gzip && is_later(s))
+            {
+                let Ok((file, look)) = identity::open(&s.path) else { continue };
+                if gz::claimed_size(&file, &look)? == open.at.offset as u32 {
+                    continue; // the bytes before its end will tell
+                }
+                let Ok((offset, mark)) = self.known.unpacked.end(&file, &look) else { continue };
+                let is_shorter = 0 < offset && offset < open.at.offset && open::mark_at(own, offset)? == mark;
+                let head = || self.known.unpacked.head(&file, &look, &BTreeSet::new());
+                if is_shorter && open.head.starts_with(&head()?) {
+                    self.note(&look, Point { offset, mark, ..Point::default() });
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn leave(&mut self, i: usize) {
         let open = self.open.remove(i);
         let stream = open.origin.stream;
@@ -268,7 +295,7 @@ impl Tail<'_> {
 
     fn a_truncated_one(&mut self) -> Result<Option<usize>, Halt> {
         for (i, open) in self.open.iter_mut().enumerate() {
-            let Some(look) = open.file().map(identity::look).transpose()? else { continue };
+            let Some(look) = open.look()? else { continue };
             let touched = look.modified != open.modified || open.unread();
             if look.size < open.size || touched && !open.unchanged()? {
                 return Ok(Some(i));

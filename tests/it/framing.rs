@@ -109,6 +109,62 @@ fn every_written_byte_is_delivered() {
     assert_eq!(once("", "\u{feff}"), ["\u{feff}"]);
 }
 
+/// A logger that extends its file first, fills the space line by line, and cuts the file to its lines when it closes it (as
+/// Log4j's MemoryMappedFile appender does), and one that starts in such a file. The agent is killed in between. Fails when the
+/// space is passed over as a hole: the lines that are then written into it are lost.
+#[test]
+fn lines_are_written_into_preallocated_space() {
+    const SPACE: u64 = 300_000;
+    for start in ["beginning", "end"] {
+        let folder = Folder::new();
+        config(&folder, "");
+        let text = std::fs::read_to_string(folder.path("c.toml")).unwrap();
+        folder.write("c.toml", text.replace("beginning", start));
+        folder.write("f.log", "old\n");
+        let file = OpenOptions::new().write(true).open(folder.path("f.log")).unwrap();
+        file.set_len(SPACE).unwrap();
+        let (mut agent, mut size, mut expected) = (folder.agent_line(LIVE).start(), 4, Vec::new());
+        if start == "beginning" {
+            expected.push("old".to_owned());
+        }
+        let mut earlier = Vec::new();
+        for n in 0..4000 {
+            let line = format!("line {n} {}", "x".repeat(n % 200));
+            file.write_all_at(format!("{line}\n").as_bytes(), size).unwrap();
+            size += line.len() as u64 + 1;
+            expected.push(line);
+            if size + 1000 > file.metadata().unwrap().len() {
+                file.set_len(size + SPACE).unwrap();
+            }
+            if n % 2000 == 500 {
+                wait_until(SOON, "all lines so far", || {
+                    earlier.len() + agent.lines().len() == expected.len()
+                });
+                pause(millis(1200)); // saved
+                earlier.extend(agent.lines());
+                agent.kill();
+                agent = folder.agent_line(LIVE).start();
+            }
+        }
+        file.set_len(size).unwrap();
+        folder.append("f.log", "last\n");
+        expected.push("last".into());
+        wait_until(SOON, "the last line", || agent.lines().last().is_some_and(|l| l == b"last"));
+        earlier.extend(agent.lines());
+        let seen: Vec<_> = earlier.iter().map(|l| String::from_utf8_lossy(l)).collect();
+        assert_eq!(seen, expected, "{start}");
+        let status = status_json(&folder, &folder.path("state"));
+        assert_eq!(status["files"][0]["lag_bytes"], 0, "{start}");
+    }
+}
+
+/// The kernel reports 4096 bytes for each file in sysfs. Fails when the rest of them is waited for, with all of a processor.
+#[test]
+fn a_file_that_is_shorter_than_its_size() {
+    let done = Folder::new().agent_line("run --once --from beginning /sys/kernel/uevent_seqnum").run();
+    assert_eq!(done.expect_code(0).lines().len(), 1);
+}
+
 /// Holes end within a block, where the file system fills in NULs, and the agent is stopped inside them. Fails when
 /// one of those NULs is delivered, or when removing a hole also removes NULs of another line.
 #[test]

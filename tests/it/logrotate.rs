@@ -1,6 +1,7 @@
 //! The real logrotate in its modes, while the agent runs and while it is stopped.
 
 use crate::harness::*;
+use std::io::Write;
 use std::process::Command;
 
 const LIVE: &str = "run --output stdout --from beginning --state-dir state f.log";
@@ -110,4 +111,33 @@ fn compressed_while_stopped() {
     delivered.assert_ordered();
     agent.stop().expect_code(0);
     assert_eq!(status_json(&folder, &folder.path("state"))["totals"]["lost_bytes"].as_u64(), Some(0));
+}
+
+/// A writer that has not reopened its log yet appends to the deleted file after gzip(1) has read it (`compress` without
+/// `delaycompress`). The agent is killed, and the log is rotated once more before it starts again. Fails when the `.gz`, which is
+/// shorter than what was read, is sent again.
+#[test]
+fn written_to_after_it_was_compressed() {
+    let folder = Folder::new();
+    let (first, late, second) =
+        (Lines::new("f", 0..300), Lines::new("f", 300..310), Lines::new("f", 310..600));
+    folder.write("f.log", first.bytes());
+    let mut agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(300);
+    let mut writer = std::fs::OpenOptions::new().append(true).open(folder.path("f.log")).unwrap();
+    logrotate(&folder, " create 0600\n compress");
+    writer.write_all(&late.bytes()).unwrap();
+    drop(writer);
+    folder.append("f.log", second.bytes());
+    let mut seen = agent.wait_lines(600);
+    pause(secs(2)); // saved
+    seen.extend(agent.lines().split_off(seen.len()));
+    agent.kill();
+    logrotate(&folder, " create 0600\n compress");
+    folder.append("f.log", Lines::new("f", 600..700).bytes());
+    let agent = folder.agent_line(LIVE).start();
+    agent.wait_lines(100);
+    pause(secs(2)); // siblings are checked once more
+    seen.extend(agent.lines());
+    Delivered::of(seen).assert_exactly_once(&[&Lines::new("f", 0..700)]);
 }
