@@ -348,7 +348,7 @@ fn the_last_record_of_a_rotated_file_is_sent_first() {
     let agent = folder.agent_line(LIVE).start();
     folder.append("f.log", "S1\n a\nS2\n b\n");
     wait_until(SOON, "the first record", || agent.stdout() == b"S1\n a\n");
-    std::fs::rename(folder.path("f.log"), folder.path("f.log.1")).unwrap();
+    folder.rename("f.log", "f.log.1");
     folder.write("f.log", "S3\n c\nS4\n");
     wait_until(SOON, "the other records", || agent.stdout() == b"S1\n a\nS2\n b\nS3\n c\nS4\n");
 }
