@@ -122,12 +122,12 @@ pub fn decide(
     if let Some(step) = make_room(seen, shelved) {
         return step;
     }
-    if let Some(i) = seen.iter().position(|s| s.owed) {
-        return Step::Read(i);
-    }
     // The last record of a rotated file waits for more lines, and newer files wait for it.
     let n = seen.len();
     let newest = seen.iter().position(|s| s.rest_owed && !s.live).unwrap_or(n);
+    if let Some(i) = seen.iter().position(|s| s.owed).filter(|i| *i <= newest) {
+        return Step::Read(i);
+    }
     let readable = |i: &usize| seen[*i].unread && *i <= newest && (shelved == 0 || !seen[*i].live);
     if let Some(i) = (0..n).map(|i| (i + turn) % n).find(readable) {
         return Step::Read(i);
@@ -289,6 +289,16 @@ mod tests {
                 vec![Seen { rest: true, rest_owed: true, quiet: S(1), ..old() }, unread(live())],
                 Step::Wait(S(2)),
             ),
+            (
+                "also if they are rotated meanwhile",
+                Live,
+                vec![
+                    Seen { rest: true, rest_owed: true, quiet: S(1), ..old() },
+                    Seen { owed: true, ..unread(old()) },
+                    live(),
+                ],
+                Step::Wait(S(2)),
+            ),
             ("deleted, acked", Nothing, vec![Seen { deleted: true, quiet: S(10), ..old() }], Step::Leave(0)),
             (
                 "deleted, not acked: that wakes it",
@@ -420,7 +430,9 @@ mod tests {
                 Step::Read(i) => {
                     prop_assert!(seen[i].unread);
                     let first = seen.iter().position(|s| s.owed);
-                    prop_assert!(first.is_none_or(|f| f == i), "not in order");
+                    let held = seen.iter().position(|s| s.rest_owed && !s.live);
+                    prop_assert!(held.is_none_or(|h| i <= h), "before the end of an older one");
+                    prop_assert!(first.is_none_or(|f| f == i || held.is_some_and(|h| h < f)), "not in order");
                     prop_assert!(!(seen[i].live && shelved > 0), "the live one before shelved ones");
                 }
                 Step::SendRest(i) => prop_assert!(seen[i].rest && !seen[i].unread && (once || !seen[i].live)),
