@@ -132,7 +132,9 @@ pub struct TailOptions {
     /// Lines may wait this long for more of them.
     pub linger: Duration,
     pub rotate_grace: Duration,
-    pub rest_after: Option<Duration>,
+    /// See [`follow::Patience`].
+    pub line_after: Option<Duration>,
+    pub record_after: Option<Duration>,
     pub deleted_hold: Hold,
     /// Bytes per second.
     pub rate: Option<u64>,
@@ -542,17 +544,21 @@ impl Tail<'_> {
         self.outlive(at_path, &seen);
         let patience = Patience {
             rotate_grace: self.o.rotate_grace,
-            rest_after: self.o.rest_after,
+            line_after: self.o.line_after,
+            record_after: self.o.record_after,
             poll: self.between_looks(hints),
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
         // A file that is not being read gives up its place in the budget's queue.
-        let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) if r == i);
+        let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) | Step::SendRecord(r) if r == i);
         for (_, open) in self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)) {
             open.place = None;
             open.prove()?;
         }
-        let is_decision = !matches!(step, Step::Read(_) | Step::SendRest(_) | Step::Wait(_) | Step::End);
+        let is_decision = !matches!(
+            step,
+            Step::Read(_) | Step::SendRest(_) | Step::SendRecord(_) | Step::Wait(_) | Step::End
+        );
         let _decides = is_decision.then(decides).transpose()?;
         match step {
             Step::Open => self.open_new()?,
@@ -564,6 +570,7 @@ impl Tail<'_> {
                 }
             }
             Step::SendRest(i) => self.read(i, Rest::IsALine)?,
+            Step::SendRecord(i) => self.read(i, Rest::EndsRecord)?,
             Step::Leave(i) => self.leave(i),
             Step::GiveUp(i) => self.give_up(i),
             Step::Shelve(i) => self.shelve(i),
@@ -669,6 +676,8 @@ impl Tail<'_> {
                 unread: open.unread(),
                 owed: open.unread() && open.searched < open.owed,
                 rest: open.rest(),
+                rest_has_lines: open.rest_has_lines(),
+                rest_owed: open.rest_owed(),
                 truncated,
                 deleted,
                 acked: progress.is_done(),

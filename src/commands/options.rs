@@ -87,10 +87,8 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
                 poll: s.poll.unwrap_or(POLL),
                 linger: producer(config).linger,
                 rotate_grace: s.rotate_grace,
-                rest_after: [s.partial_after, s.multiline.as_ref().map(|(_, timeout)| *timeout)]
-                    .into_iter()
-                    .flatten()
-                    .min(),
+                line_after: s.partial_after,
+                record_after: s.multiline.as_ref().map(|(_, timeout)| *timeout),
                 deleted_hold: s.deleted_hold,
                 rate: s.rate_limit,
             },

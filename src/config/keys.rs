@@ -238,7 +238,8 @@ table! {
             "For writers that leave prompts or progress without a newline. The rest of the line is sent as a line of its own.";
         multiline: Option<(Multiline, Duration)> = multiline("table" => MultilineTable),
             Example("{ start = '^\\d{4}-', timeout = \"2s\", max_lines = 500 }"), AtOnce,
-            "Joins several lines into one record: `start` matches the first line of each, or `continue` every line but the first.";
+            "Joins several lines into one record: `start` matches the first line of each, or `continue` every line but the first.",
+            "Line ends inside a record stay as they are, also \\r\\n. A record also ends before it would exceed max_line.";
         include: Vec<LineRegex> = patterns("regular expression or list"), Instance("[]", "['\"(GET|POST) ']"), AtOnce,
             "Send only lines that match one of these and none of drop.";
         drop: Vec<LineRegex> = patterns("regular expression or list"), Instance("[]", "['\"GET /health ']"), AtOnce, "",

@@ -24,6 +24,10 @@ pub struct Seen {
     pub owed: bool,
     /// Bytes that are not a complete record yet.
     pub rest: bool,
+    /// They contain complete lines (multiline).
+    pub rest_has_lines: bool,
+    /// They existed at the rotation, and nothing was appended since.
+    pub rest_owed: bool,
     /// It is shorter than what was read, or has different bytes.
     pub truncated: bool,
     /// It has been deleted: no name is left.
@@ -41,8 +45,10 @@ pub struct Seen {
 pub struct Patience {
     /// A rotated file is closed after being unchanged for this long.
     pub rotate_grace: Duration,
-    /// An incomplete record is sent after this long (`partial_after`, multiline's `timeout`).
-    pub rest_after: Option<Duration>,
+    /// An incomplete line is sent after this long (`partial_after`).
+    pub line_after: Option<Duration>,
+    /// The complete lines of an incomplete record are sent after this long (multiline's `timeout`).
+    pub record_after: Option<Duration>,
     /// Interval between looks without events.
     pub poll: Duration,
 }
@@ -74,8 +80,10 @@ pub enum Step {
     /// Start over at offset 0 of the same file.
     Truncated(usize),
     Read(usize),
-    /// No more data will come: send the incomplete record.
+    /// No more data will come: send the incomplete record, and an incomplete line as well.
     SendRest(usize),
+    /// No more lines will come for the incomplete record: send its complete lines.
+    SendRecord(usize),
     /// Close it: everything was read.
     Leave(usize),
     /// Close it although it has unread bytes.
@@ -114,18 +122,23 @@ pub fn decide(
     if let Some(step) = make_room(seen, shelved) {
         return step;
     }
-    if let Some(i) = seen.iter().position(|s| s.owed) {
+    // The last record of a rotated file waits for more lines, and newer files wait for it.
+    let n = seen.len();
+    let newest = seen.iter().position(|s| s.rest_owed && !s.live).unwrap_or(n);
+    if let Some(i) = seen.iter().position(|s| s.owed).filter(|i| *i <= newest) {
         return Step::Read(i);
     }
-    let n = seen.len();
-    if let Some(i) =
-        (0..n).map(|i| (i + turn) % n).find(|i| seen[*i].unread && (shelved == 0 || !seen[*i].live))
-    {
+    let readable = |i: &usize| seen[*i].unread && *i <= newest && (shelved == 0 || !seen[*i].live);
+    if let Some(i) = (0..n).map(|i| (i + turn) % n).find(readable) {
         return Step::Read(i);
     }
     let waits: Vec<Option<Duration>> = seen.iter().map(|s| rest_wait(s, until, patience)).collect();
     if let Some(i) = waits.iter().position(|w| *w == Some(Duration::ZERO)) {
         return Step::SendRest(i);
+    }
+    let records: Vec<Option<Duration>> = seen.iter().map(|s| record_wait(s, patience)).collect();
+    if let Some(i) = records.iter().position(|w| *w == Some(Duration::ZERO)) {
+        return Step::SendRecord(i);
     }
     let leaves: Vec<Option<Duration>> = seen.iter().map(|s| leave_wait(s, until, patience)).collect();
     if let Some(i) = leaves.iter().position(|w| *w == Some(Duration::ZERO)) {
@@ -134,7 +147,7 @@ pub fn decide(
     if seen.is_empty() && shelved == 0 && (path == AtPath::Nothing || until == Until::Read) {
         return Step::End;
     }
-    let soonest = waits.into_iter().chain(leaves).flatten().min();
+    let soonest = waits.into_iter().chain(records).chain(leaves).flatten().min();
     Step::Wait(soonest.map_or(patience.poll, |w| w.min(patience.poll)))
 }
 
@@ -154,7 +167,7 @@ fn make_room(seen: &[Seen], shelved: usize) -> Option<Step> {
     (shelved > 0 && held < HELD).then_some(Step::Unshelve)
 }
 
-/// How long until the incomplete record is sent; `None`: it waits for its end.
+/// How long until an incomplete line is sent; `None`: it waits for its end.
 fn rest_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
     if !s.rest {
         return None;
@@ -163,7 +176,13 @@ fn rest_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
         return Some(Duration::ZERO);
     }
     let rotated = (!s.live).then(|| Patience::REST.min(patience.rotate_grace));
-    let after = [rotated, patience.rest_after].into_iter().flatten().min()?;
+    let after = [rotated, patience.line_after].into_iter().flatten().min()?;
+    Some(after.saturating_sub(s.quiet))
+}
+
+/// How long until the complete lines of an incomplete record are sent; `None`: there are none.
+fn record_wait(s: &Seen, patience: Patience) -> Option<Duration> {
+    let after = patience.record_after.filter(|_| s.rest_has_lines)?;
     Some(after.saturating_sub(s.quiet))
 }
 
@@ -192,7 +211,7 @@ mod tests {
     const S: fn(u64) -> Duration = Duration::from_secs;
 
     fn patience() -> Patience {
-        Patience { rotate_grace: S(60), rest_after: None, poll: S(30) }
+        Patience { rotate_grace: S(60), line_after: None, record_after: None, poll: S(30) }
     }
 
     fn live() -> Seen {
@@ -201,6 +220,8 @@ mod tests {
             unread: false,
             owed: false,
             rest: false,
+            rest_has_lines: false,
+            rest_owed: false,
             truncated: false,
             deleted: false,
             acked: true,
@@ -262,6 +283,22 @@ mod tests {
                 vec![Seen { rest: true, quiet: S(3), ..old() }, live()],
                 Step::SendRest(0),
             ),
+            (
+                "newer files wait for the end of an old one",
+                Live,
+                vec![Seen { rest: true, rest_owed: true, quiet: S(1), ..old() }, unread(live())],
+                Step::Wait(S(2)),
+            ),
+            (
+                "also if they are rotated meanwhile",
+                Live,
+                vec![
+                    Seen { rest: true, rest_owed: true, quiet: S(1), ..old() },
+                    Seen { owed: true, ..unread(old()) },
+                    live(),
+                ],
+                Step::Wait(S(2)),
+            ),
             ("deleted, acked", Nothing, vec![Seen { deleted: true, quiet: S(10), ..old() }], Step::Leave(0)),
             (
                 "deleted, not acked: that wakes it",
@@ -294,13 +331,27 @@ mod tests {
 
     #[test]
     fn a_rest_may_be_sent_early() {
-        let p = Patience { rest_after: Some(S(2)), ..patience() };
+        let p = Patience { line_after: Some(S(2)), ..patience() };
         let s = Seen { rest: true, quiet: S(1), ..live() };
         assert_eq!(decide(AtPath::Live, &[s], 0, Until::Stopped, p, 0), Step::Wait(S(1)));
         assert_eq!(
             decide(AtPath::Live, &[Seen { quiet: S(2), ..s }], 0, Until::Stopped, p, 0),
             Step::SendRest(0)
         );
+    }
+
+    /// Multiline's `timeout`. Fails when it sends an incomplete line, or when a record never ends.
+    #[test]
+    fn a_record_ends_after_a_timeout_and_a_line_does_not() {
+        let d = |p, s| decide(AtPath::Live, &[s], 0, Until::Stopped, p, 0);
+        let p = Patience { record_after: Some(S(2)), ..patience() };
+        let s = Seen { rest: true, quiet: S(1), ..live() };
+        let lines = Seen { rest_has_lines: true, ..s };
+        assert_eq!(d(p, lines), Step::Wait(S(1)));
+        assert_eq!(d(p, Seen { quiet: S(2), ..lines }), Step::SendRecord(0));
+        assert_eq!(d(p, Seen { quiet: S(99), ..s }), Step::Wait(S(30)), "an incomplete line waits");
+        let both = Patience { line_after: Some(S(5)), ..p };
+        assert_eq!(d(both, Seen { quiet: S(5), ..s }), Step::SendRest(0));
     }
 
     /// The number of open rotated files is limited. Fails when one more is kept, or one with unread bytes is closed for
@@ -334,12 +385,14 @@ mod tests {
     fn any_seen() -> impl Strategy<Value = Seen> {
         let flags =
             (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        (flags, any::<bool>(), 0..120u64).prop_map(
-            |((unread, owed, rest, truncated, deleted, acked), too_much, quiet)| Seen {
+        (flags, any::<bool>(), any::<bool>(), 0..120u64).prop_map(
+            |((unread, owed, rest, truncated, deleted, acked), lines, too_much, quiet)| Seen {
                 live: false,
                 unread,
                 owed: owed && unread,
                 rest,
+                rest_has_lines: lines && rest,
+                rest_owed: lines && rest,
                 truncated,
                 deleted,
                 acked,
@@ -364,7 +417,8 @@ mod tests {
             seen.extend(live.map(|s| Seen { live: true, owed: false, ..s }));
             let until = if once { Until::Read } else { Until::Stopped };
             let held = seen.iter().filter(|s| !s.live && !s.deleted).count();
-            match decide(path, &seen, shelved, until, patience(), turn) {
+            let patience = Patience { record_after: Some(S(2)), ..patience() };
+            match decide(path, &seen, shelved, until, patience, turn) {
                 Step::Leave(i) => {
                     let s = seen[i];
                     prop_assert!(!s.unread && !s.rest && !s.truncated, "closed with unread bytes");
@@ -376,10 +430,13 @@ mod tests {
                 Step::Read(i) => {
                     prop_assert!(seen[i].unread);
                     let first = seen.iter().position(|s| s.owed);
-                    prop_assert!(first.is_none_or(|f| f == i), "not in order");
+                    let held = seen.iter().position(|s| s.rest_owed && !s.live);
+                    prop_assert!(held.is_none_or(|h| i <= h), "before the end of an older one");
+                    prop_assert!(first.is_none_or(|f| f == i || held.is_some_and(|h| h < f)), "not in order");
                     prop_assert!(!(seen[i].live && shelved > 0), "the live one before shelved ones");
                 }
                 Step::SendRest(i) => prop_assert!(seen[i].rest && !seen[i].unread && (once || !seen[i].live)),
+                Step::SendRecord(i) => prop_assert!(seen[i].rest_has_lines && !seen[i].unread),
                 Step::GiveUp(i) => prop_assert!(seen[i].too_much),
                 Step::Truncated(i) => prop_assert!(seen[i].truncated),
                 Step::Shelve(i) => prop_assert!(held > HELD && !seen[i].live && !seen[i].deleted),
@@ -387,8 +444,11 @@ mod tests {
                 Step::Open => prop_assert!(path == AtPath::Another),
                 Step::Orphan => prop_assert!(path == AtPath::Nothing && seen.iter().any(|s| s.live)),
                 Step::Wait(time) => {
-                    prop_assert!(time <= patience().poll);
-                    prop_assert!(!seen.iter().any(|s| s.unread && !(s.live && shelved > 0)), "unread bytes are left waiting");
+                    prop_assert!(time <= patience.poll);
+                    let held = seen.iter().any(|s| s.rest_owed && !s.live);
+                    prop_assert!(!held || time <= S(3), "newer files wait for too long");
+                    let unread = seen.iter().any(|s| s.unread && !(s.live && shelved > 0));
+                    prop_assert!(held || !unread, "unread bytes are left waiting");
                 }
                 Step::End => prop_assert!(seen.is_empty() && shelved == 0),
             }

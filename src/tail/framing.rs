@@ -49,6 +49,8 @@ pub enum Joint {
 pub enum Rest {
     /// Keep them until more data comes.
     Waits,
+    /// Keep them, but no line will follow for the record that is open (multiline).
+    EndsRecord,
     /// Treat them as a line; no more data will come.
     IsALine,
 }
@@ -266,7 +268,16 @@ impl Framer<'_> {
         }
         if let Some(g) = self.group {
             let tail = &self.bytes[g.next..];
-            if rest == Rest::IsALine {
+            let is_whole = tail.first().is_some_and(|b| *b != 0) && tail.len() <= self.rules.max_line;
+            if let (Some(m), Rest::IsALine, true) = (&self.rules.multiline, rest, is_whole) {
+                let end = self.bytes.len();
+                self.join(m, Group { start: g.next, end, next: end, lines: 1 });
+                if let Some(last) = self.group {
+                    self.close(last, Break::Forced);
+                }
+                return;
+            }
+            if rest != Rest::Waits {
                 self.close(g, Break::Forced);
             } else if g.next - g.start + tail.len() > self.rules.max_line + 2 {
                 self.close(g, Break::Forced); // the incomplete line would make the record too long
@@ -470,7 +481,7 @@ mod tests {
         };
         assert_eq!(texts(&start(9), b"1 a\n b\n c\n2 d\n e\n", Rest::Waits), ["1 a\n b\n c"]);
         assert_eq!(all(&start(9), b"1 a\n b\n c\n2 d\n e\n", Rest::Waits).1.consumed, 10);
-        assert_eq!(texts(&start(9), b"1 a\n b\n2 d\n e", Rest::IsALine), ["1 a\n b", "2 d", " e"]);
+        assert_eq!(texts(&start(9), b"1 a\n b\n2 d\n e", Rest::IsALine), ["1 a\n b", "2 d\n e"]);
         assert_eq!(texts(&start(2), b"1\n2\n a\n b\n c\n3\n", Rest::IsALine), ["1", "2\n a", " b\n c", "3"]);
         let by_continuation = Rules {
             multiline: Some(Multiline {

@@ -104,6 +104,8 @@ pub struct Open {
     pub compared: u64,
     /// The complete lines after `at` of a record that is still incomplete. A truncation would destroy them in the file.
     waiting: Option<(Vec<u8>, Permit)>,
+    /// There are such lines, even if memory does not allow keeping them.
+    lines_wait: bool,
 }
 
 /// Longest wait for the budget without a look at the files. While nothing can be sent, a log may grow, be rotated and be
@@ -151,6 +153,7 @@ impl Open {
             has_nuls: false,
             compared: 0,
             waiting: None,
+            lines_wait: false,
         };
         open.before = open.read_before(at.offset)?;
         let kept = &open.before[open.before.len().saturating_sub(usize::from(at.mark.len))..];
@@ -285,6 +288,16 @@ impl Open {
         self.searched > self.at.offset
     }
 
+    /// `rest` contains complete lines.
+    pub fn rest_has_lines(&self) -> bool {
+        self.rest() && self.lines_wait
+    }
+
+    /// `rest` existed at the rotation, and nothing was appended since.
+    pub fn rest_owed(&self) -> bool {
+        self.rest() && self.at.offset < self.owed && self.size <= self.owed
+    }
+
     /// It was deleted, perhaps by gzip(1), and more was read of it since it was compared with a `.gz`.
     pub fn is_news_for_gz(&self) -> bool {
         self.links == 0 && self.compared != self.at.offset
@@ -406,9 +419,9 @@ impl Open {
     /// Keeps the complete lines of an incomplete record, as far as memory allows.
     fn keep_waiting(&mut self, how: &Reading, rest: &[u8]) {
         self.waiting = None;
-        if how.rules.multiline.is_some()
-            && let Bytes::Plain(_) = self.bytes
-            && let Some(end) = memrchr(b'\n', rest)
+        let end = how.rules.multiline.as_ref().and_then(|_| memrchr(b'\n', rest));
+        self.lines_wait = end.is_some();
+        if let (Bytes::Plain(_), Some(end)) = (&self.bytes, end)
             && let Some(permit) = how.share.set_aside(end + 1 + size_of::<Line>())
         {
             self.waiting = Some((rest[..=end].to_vec(), permit));

@@ -101,6 +101,8 @@ mod tests {
             unread: true,
             owed: false,
             rest: false,
+            rest_has_lines: false,
+            rest_owed: false,
             truncated: false,
             deleted: false,
             acked: false,

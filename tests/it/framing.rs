@@ -212,6 +212,20 @@ fn several_lines_in_one_record() {
         json("multiline = { start = \"^1\", max_lines = 2 }", "1\n2\n3\n4\n5\n"),
         ["1\n2", "3\n4", "5"]
     );
+    assert_eq!(json(continued, "a\n b\n c"), ["a\n b\n c"], "the last line needs no line end with --once");
+    assert_eq!(json(continued, "a\n b\nc"), ["a\n b", "c"]);
+}
+
+/// The timeout of multiline while a line is being written. Fails when it sends the first part of that line.
+#[test]
+fn the_timeout_of_a_record_does_not_split_a_line() {
+    let folder = Folder::new();
+    config(&folder, "multiline = { start = \"^\\\\d\", timeout = \"300ms\" }");
+    folder.write("f.log", "1 a\n  b\n  begi");
+    let agent = folder.agent_line(LIVE).start();
+    wait_until(SOON, "the complete lines", || agent.stdout() == b"1 a\n  b\n");
+    folder.append("f.log", "nning\n");
+    wait_until(SOON, "the line", || agent.stdout() == b"1 a\n  b\n  beginning\n");
 }
 
 /// `partial_after`. Fails when the partial line waits for its end, or is sent twice.
@@ -322,4 +336,19 @@ fn a_rate_limit_delays_but_never_skips() {
     }
     Delivered::of(agent.wait_lines(4000)).assert_exactly_once(&[&Lines::new("f", 0..4000)]);
     assert!(begun.elapsed() > millis(1500), "{:?} for 785 KiB", begun.elapsed());
+}
+
+/// With multiline, the last record of a rotated file comes before those of the new file. Fails when the new file is read
+/// while that record still waits for more lines.
+#[test]
+fn the_last_record_of_a_rotated_file_is_sent_first() {
+    let folder = Folder::new();
+    config(&folder, "multiline = { start = \"^S\", timeout = \"1s\" }");
+    folder.write("f.log", "");
+    let agent = folder.agent_line(LIVE).start();
+    folder.append("f.log", "S1\n a\nS2\n b\n");
+    wait_until(SOON, "the first record", || agent.stdout() == b"S1\n a\n");
+    folder.rename("f.log", "f.log.1");
+    folder.write("f.log", "S3\n c\nS4\n");
+    wait_until(SOON, "the other records", || agent.stdout() == b"S1\n a\nS2\n b\nS3\n c\nS4\n");
 }

@@ -57,7 +57,8 @@ fn source(path: &Path, budget: &Budget) -> SourceOptions {
         poll: Duration::from_secs(1),
         linger: Duration::ZERO,
         rotate_grace: Duration::from_secs(60),
-        rest_after: None,
+        line_after: None,
+        record_after: None,
         deleted_hold: Hold { bytes: u64::MAX, time: Duration::from_secs(1 << 20) },
         rate: None,
     };
