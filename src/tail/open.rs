@@ -100,6 +100,8 @@ pub struct Open {
     pub nuls: Option<TrailingNuls>,
     /// NULs are written over in this file.
     has_nuls: bool,
+    /// See [`TrailingNuls::find`].
+    no_data_before: u64,
     /// The offset up to which the deleted file was compared with a `.gz` of it.
     pub compared: u64,
     /// The complete lines after `at` of a record that is still incomplete. A truncation would destroy them in the file.
@@ -151,6 +153,7 @@ impl Open {
             in_hole: false,
             nuls: None,
             has_nuls: false,
+            no_data_before: 0,
             compared: 0,
             waiting: None,
             lines_wait: false,
@@ -187,6 +190,7 @@ impl Open {
             return Ok(false);
         }
         (self.bytes, self.identity, self.place) = (Bytes::Plain(file.into()), look.identity.clone(), None);
+        (self.nuls, self.no_data_before) = (None, 0);
         self.saw(look, now);
         Ok(true)
     }
@@ -221,7 +225,8 @@ impl Open {
     /// returns whether that is still so.
     fn leave_nuls(&mut self, bytes: &mut Vec<u8>, is_end: bool) -> io::Result<bool> {
         let Bytes::Plain(file) = &self.bytes else { return Ok(is_end) };
-        let found = TrailingNuls::find(file, self.at.offset, bytes, is_end, self.size);
+        let (at, searched) = (self.at.offset, &mut self.no_data_before);
+        let found = TrailingNuls::find(file, at, bytes, is_end, self.size, searched);
         let grows = self.live && self.limit == u64::MAX;
         if let Some(nuls) = found.filter(|nuls| grows || !nuls.written) {
             self.has_nuls = true;

@@ -158,6 +158,32 @@ fn lines_are_written_into_preallocated_space() {
     }
 }
 
+/// Space that was written as NULs, as on a file system without `fallocate(2)`; the kernel reports preallocated space in the same
+/// way once anyone has read it. The file is rotated with the rest of its space. Fails when more than 1 MiB of NULs are taken
+/// for lines.
+#[test]
+fn much_space_is_preallocated_as_nuls() {
+    for start in ["beginning", "end"] {
+        let folder = Folder::new();
+        config(&folder, "");
+        let text = std::fs::read_to_string(folder.path("c.toml")).unwrap();
+        folder.write("c.toml", text.replace("beginning", start));
+        folder.write("f.log", vec![0; 5_000_000]);
+        let file = OpenOptions::new().write(true).open(folder.path("f.log")).unwrap();
+        let agent = folder.agent_line(LIVE).start();
+        let expected: String = (0..300).map(|n| format!("line {n}\n")).collect();
+        let (first, second) = expected.split_at(1000);
+        file.write_all_at(first.as_bytes(), 0).unwrap();
+        let lines = first.matches('\n').count();
+        wait_until(SOON, "the first lines", || agent.lines().len() == lines);
+        file.write_all_at(second.as_bytes(), 1000).unwrap();
+        folder.rename("f.log", "f.log.1");
+        folder.write("f.log", "new\n");
+        wait_until(SOON, "all lines", || agent.lines().len() == 301);
+        assert_eq!(String::from_utf8_lossy(&agent.stdout()), expected + "new\n", "{start}");
+    }
+}
+
 /// The kernel reports 4096 bytes for each file in sysfs. Fails when the rest of them is waited for, with all of a processor.
 #[test]
 fn a_file_that_is_shorter_than_its_size() {
