@@ -167,9 +167,9 @@ fn make_room(seen: &[Seen], shelved: usize) -> Option<Step> {
     (shelved > 0 && held < HELD).then_some(Step::Unshelve)
 }
 
-/// How long until an incomplete line is sent; `None`: it waits for its end.
+/// How long until an incomplete line is sent; `None`: it waits for its end, or for older lines.
 fn rest_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
-    if !s.rest {
+    if !s.rest || s.unread {
         return None;
     }
     if until == Until::Read {
@@ -182,7 +182,7 @@ fn rest_wait(s: &Seen, until: Until, patience: Patience) -> Option<Duration> {
 
 /// How long until the complete lines of an incomplete record are sent; `None`: there are none.
 fn record_wait(s: &Seen, patience: Patience) -> Option<Duration> {
-    let after = patience.record_after.filter(|_| s.rest_has_lines)?;
+    let after = patience.record_after.filter(|_| s.rest_has_lines && !s.unread)?;
     Some(after.saturating_sub(s.quiet))
 }
 
@@ -295,6 +295,16 @@ mod tests {
                 vec![
                     Seen { rest: true, rest_owed: true, quiet: S(1), ..old() },
                     Seen { owed: true, ..unread(old()) },
+                    live(),
+                ],
+                Step::Wait(S(2)),
+            ),
+            (
+                "also with an incomplete line of their own, which more was appended to",
+                Live,
+                vec![
+                    Seen { rest: true, rest_owed: true, quiet: S(1), ..old() },
+                    Seen { rest: true, quiet: S(9), ..unread(old()) },
                     live(),
                 ],
                 Step::Wait(S(2)),
