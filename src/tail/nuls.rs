@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(found(&mut searched), all);
         assert_eq!((searched, found(&mut searched)), (size, all));
         space.write_all_at(b"text", BLOCK as u64 / 2).unwrap();
-        assert_eq!(found(&mut searched), None, "a line with a NUL goes on there");
+        assert_eq!(found(&mut searched), None, "a line with a NUL continues there");
 
         let (text, size) = file(5 * BLOCK, b"text\n");
         let mut searched = 0;
