@@ -528,7 +528,7 @@ impl Tail<'_> {
         if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
             self.look_again = None;
             let _decides = decides()?;
-            self.catch_up()?;
+            self.catch_up(true)?;
         }
         let seen = self.look_at_open(now)?;
         if at_path == AtPath::Live

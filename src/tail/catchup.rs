@@ -211,11 +211,12 @@ impl Tail<'_> {
         self.out.close(Closed { stream, why: Ending::Finished });
     }
 
-    /// After a rotation: finds siblings that appeared between two looks.
-    pub(super) fn catch_up(&mut self) -> Result<(), Halt> {
+    /// After a rotation: finds siblings that appeared between two looks. `again`: the new live file is open, and the file before
+    /// it may be closed already.
+    pub(super) fn catch_up(&mut self, again: bool) -> Result<(), Halt> {
         self.see_truncations()?; // a copy can only be recognized by the stream it copies
         let known = self.known.of(&self.o.path);
-        let open = self.open.iter().filter_map(|o| {
+        let open = self.open.iter().filter(|o| !(again && o.live)).filter_map(|o| {
             let entry = known.iter().find(|e| e.stream == o.origin.stream)?;
             Some(Entry { modified: o.modified, size: o.size, ..entry.clone() })
         });

@@ -91,7 +91,7 @@ impl Tail<'_> {
             }
         };
         self.path_again = None;
-        self.holding(Some(&file), Self::catch_up)?;
+        self.holding(Some(&file), |tail| tail.catch_up(false))?;
         self.look_again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
