@@ -37,20 +37,22 @@ pub fn ask(addr: SocketAddr, limit: Duration, bytes: &Arc<SocketBytes>) -> Resul
     }
 }
 
-/// As [`ask`], for each address of a name until one answers, which is returned too.
+/// As [`ask`], for each address of a name until one answers, which is returned too. One that closes the connection counts
+/// only if none answers.
 pub fn ask_host(
     host: &str,
     limit: Duration,
     bytes: &Arc<SocketBytes>,
 ) -> Result<(SocketAddr, Option<Versions>), String> {
-    let mut last = String::new();
+    let mut last = Err(String::new());
     for addr in resolve(host)? {
         match ask(addr, limit, bytes) {
-            Ok(found) => return Ok((addr, found)),
-            Err(t) => last = t.to_string(),
+            Ok(Some(found)) => return Ok((addr, Some(found))),
+            Ok(None) => last = Ok((addr, None)),
+            Err(t) => last = last.or_else(|_| Err(t.to_string())),
         }
     }
-    Err(last)
+    last
 }
 
 fn connect(

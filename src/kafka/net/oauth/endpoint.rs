@@ -47,7 +47,7 @@ impl TokenEndpoint {
     }
 
     fn connect(&self, options: &KafkaOptions) -> Result<Stream, Trouble> {
-        let socket = connection::connect(&self.url.address, options)?;
+        let socket = connection::connect(&self.url.address, options, 0)?;
         // `localhost` may be forwarded elsewhere, and a local proxy sends everything on.
         let peer = socket.peer_addr()?.ip().to_canonical();
         let socket = CountedSocket::new(socket, &Arc::default()); // not counted for any broker
