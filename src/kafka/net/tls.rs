@@ -233,13 +233,21 @@ fn certificate(e: &CertificateError) -> Reason {
             return elsewhere(&of, &expected.to_str());
         }
         C::BadSignature => (
-            "is not signed by the CA that it names as its issuer",
+            "is not signed by the CA that it names as its issuer, or with an RSA key of less than 2048 bits",
             "set ca in [kafka.tls] to that CA's current certificate",
         ),
         C::Revoked => ("was revoked", "give it a new one"),
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
             ("is not a server certificate", "give it one with serverAuth")
         }
+        C::UnsupportedSignatureAlgorithmContext { .. } => {
+            ("is signed with an algorithm that is not secure (SHA-1?)", "give it one signed with SHA-256")
+        }
+        // Java and OpenSSL accept it, rustls does not (RFC 5280, 4.2.1.9).
+        C::Other(e) if e.to_string() == "CaUsedAsEndEntity" => (
+            "is that of a CA, as openssl req -x509 makes it",
+            "give it one with basicConstraints = CA:FALSE, or signed by that CA",
+        ),
         other => return format!("the broker's certificate is refused: {other}").into(),
     };
     Reason::new(format!("the broker's certificate {why}"), fix)
@@ -329,6 +337,13 @@ mod tests {
             (
                 CertificateError::NotValidForNameContext { expected, presented },
                 "for other, not for kafka1; use the",
+            ),
+            (
+                CertificateError::UnsupportedSignatureAlgorithmContext {
+                    signature_algorithm_id: vec![6],
+                    supported_algorithms: Vec::new(),
+                },
+                "not secure (SHA-1?); give it",
             ),
         ] {
             let text = explain(&rustls::Error::InvalidCertificate(e)).to_string();
