@@ -363,7 +363,8 @@ impl Loop<'_> {
         let wait = wake.map_or(longest, |at| at.saturating_duration_since(now).min(longest));
         let wait = if more || !self.waker.may_sleep() { Duration::ZERO } else { wait };
         self.core.heartbeat.within(wait);
-        let mut fds: Vec<PollFd<'_>> = vec![self.waker.poll_fd()];
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(8);
+        fds.push(self.waker.poll_fd());
         self.current.driver().sockets(&mut fds);
         if let Err(e) = poll_for(&mut fds, Some(wait)) {
             log::error!("poll: {e}");

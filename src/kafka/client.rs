@@ -4,7 +4,6 @@ use super::{ASK_PATIENCE, AskedProducer, KafkaOptions, RELEASE, Shared};
 use crate::kafka::broker::Broker;
 use crate::kafka::fetcher::Fetcher;
 use crate::kafka::net::connection::is_readable;
-use crate::kafka::protocol::messages::Node;
 use crate::producer::batch::Batch;
 use crate::producer::driver::{Context, Driver, Event, Leave, Order};
 use crate::sys::heap;
@@ -30,12 +29,13 @@ impl Client {
 
     /// The broker of a node, at its current address.
     fn broker(&mut self, node: i32) -> &mut Broker {
-        let address = self.shared.cluster.node(node).map(Node::address).unwrap_or_default();
-        if self.brokers.get(&node).is_some_and(|b| b.peer.address != address) {
+        let address = self.shared.cluster.address(node);
+        if self.brokers.get(&node).is_some_and(|b| Some(&*b.peer.address) != address) {
             self.retire(node);
         }
         let shared = &self.shared;
-        self.brokers.entry(node).or_insert_with(|| Broker::new(node, address, shared))
+        let address = || shared.cluster.address(node).unwrap_or_default().to_owned();
+        self.brokers.entry(node).or_insert_with(|| Broker::new(node, address(), shared))
     }
 
     fn retire(&mut self, node: i32) {
@@ -72,9 +72,8 @@ impl Client {
     /// Retires brokers that are no longer in the metadata, or have another address.
     fn retire_gone(&mut self) {
         let cluster = &self.shared.cluster;
-        let gone = |(node, b): (&i32, &Broker)| {
-            (cluster.node(*node).map(Node::address).as_ref() != Some(&b.peer.address)).then_some(*node)
-        };
+        let gone =
+            |(node, b): (&i32, &Broker)| (cluster.address(*node) != Some(&b.peer.address)).then_some(*node);
         let gone: Vec<i32> = self.brokers.iter().filter_map(gone).collect();
         gone.into_iter().for_each(|node| self.retire(node));
     }

@@ -121,7 +121,7 @@ impl Cluster {
         self.id = answer.cluster.or(self.id.take());
         self.nodes = answer.nodes.into_iter().map(|n| (n.id, n)).collect();
         let nodes = &self.nodes;
-        self.down.retain(|id, address| nodes.get(id).is_some_and(|n| n.address() == *address));
+        self.down.retain(|id, address| nodes.get(id).is_some_and(|n| n.address == *address));
         for meta in &answer.topics {
             if let Some(known) = self.topics.get_mut(meta.name.as_str()) {
                 known.learn(&meta.name, meta);
@@ -177,7 +177,7 @@ impl Cluster {
     /// A broker became reachable or unreachable at this address. If unreachable, its partitions may soon have another
     /// leader.
     pub fn reachable(&mut self, node: i32, address: &str, yes: bool, now: Instant) -> Vec<TopicView> {
-        if self.nodes.get(&node).is_none_or(|n| n.address() != address) {
+        if self.nodes.get(&node).is_none_or(|n| n.address != address) {
             return Vec::new(); // it has another address by now
         }
         if yes {
@@ -204,7 +204,7 @@ impl Cluster {
         known.unused = false;
         match known.leaders.get(&partition) {
             Some(l) if self.down.contains_key(&l.node) => {
-                let at = self.nodes.get(&l.node).map(Node::address).unwrap_or_default();
+                let at = &self.down[&l.node];
                 Err((Pace::Backoff, format!("broker {at} is down")))
             }
             Some(l) if self.nodes.contains_key(&l.node) && known.error == 0 => Ok(l.node),
@@ -227,8 +227,8 @@ impl Cluster {
         Some(errors::text(known.error, ""))
     }
 
-    pub fn node(&self, id: i32) -> Option<&Node> {
-        self.nodes.get(&id)
+    pub fn address(&self, node: i32) -> Option<&str> {
+        self.nodes.get(&node).map(|node| &*node.address)
     }
 
     /// Views that differ from the last reported ones. A topic that becomes unavailable keeps its partitions, none
@@ -311,7 +311,7 @@ mod tests {
     type Told<'a> = (&'a str, i16, &'a [(i32, i32, i32)]);
 
     fn answer(nodes: &[i32], topics: &[Told<'_>]) -> Metadata {
-        let node = |id: &i32| Node { id: *id, host: "h".into(), port: *id as u16 };
+        let node = |id: &i32| Node::new(*id, "h", *id as u16);
         let topic = |(name, error, partitions): &Told<'_>| TopicMeta {
             error: *error,
             name: (*name).into(),
@@ -424,7 +424,7 @@ mod tests {
         a.learn(&[1], 0, &[(0, 1, 0)]);
         assert!(a.c.reachable(1, "h:1", false, a.now)[0].available.is_empty());
         assert_eq!(a.learn(&[1], 0, &[(0, 1, 0)]), None, "the same address");
-        let moved = Node { id: 1, host: "h".into(), port: 77 };
+        let moved = Node::new(1, "h", 77);
         let mut news = answer(&[], &[("t", 0, &[(0, 1, 0)])]);
         news.nodes.push(moved);
         let views = a.c.learn(news, &[a.t.clone()], a.now);

@@ -252,7 +252,8 @@ impl Fetcher {
                         Err(Trouble::Lost("it knows no brokers yet".into()))
                     }
                     Ok(answer) => {
-                        self.candidates.learned = answer.nodes.iter().map(messages::Node::address).collect();
+                        self.candidates.learned =
+                            answer.nodes.iter().map(|node| node.address.clone()).collect();
                         let before = shared.cluster.id.clone();
                         let views = shared.cluster.learn(answer, &topics, now);
                         if before.is_some() && before != shared.cluster.id {

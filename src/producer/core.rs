@@ -46,6 +46,8 @@ pub struct Core<'b> {
     /// No more input.
     closing: bool,
     sends: Vec<Batch>,
+    /// Empty between calls; its memory is reused.
+    actions: Vec<Action>,
     orders: Vec<Order>,
     pub acks: Vec<Ack>,
     listing: ProducerListing,
@@ -93,6 +95,7 @@ impl<'b> Core<'b> {
             last_group: BatchGroupNo(0),
             closing: false,
             sends: Vec::new(),
+            actions: Vec::new(),
             orders: Vec::new(),
             acks: Vec::new(),
             listing: ProducerListing::Unasked,
@@ -230,7 +233,7 @@ impl<'b> Core<'b> {
             }
             Event::Described { topic, partition, pid, last } => {
                 self.learn_listing(&topic, partition, pid, &last);
-                let mut actions = Vec::new();
+                let mut actions = std::mem::take(&mut self.actions);
                 if let Some(at) = self.by_topic.get(&topic).copied() {
                     if let Some(p) = self.queues[at].partition(partition) {
                         p.described(pid, last, now, &mut actions);
@@ -240,7 +243,7 @@ impl<'b> Core<'b> {
             }
             Event::Done { batch, verdict } => {
                 let Some(at) = self.by_topic.get(&batch.group.topic).copied() else { return Ok(()) };
-                let (id, mut actions) = (batch.partition, Vec::new());
+                let (id, mut actions) = (batch.partition, std::mem::take(&mut self.actions));
                 if let Some(p) = self.queues[at].partition(id) {
                     p.done(batch, verdict, now, &mut self.rng, &mut actions);
                 }
@@ -277,8 +280,9 @@ impl<'b> Core<'b> {
 
     /// Executes a partition's actions.
     fn act(&mut self, queue: usize, partition: i32, mut actions: Vec<Action>, now: Now) {
+        let mut more = Vec::new();
         while !actions.is_empty() {
-            for action in std::mem::take(&mut actions) {
+            for action in actions.drain(..) {
                 match action {
                     Action::Send(batch) => {
                         self.board.totals.retries.fetch_add(u64::from(batch.attempts > 0), Relaxed);
@@ -305,7 +309,7 @@ impl<'b> Core<'b> {
                             }
                             Err(why) => {
                                 if let Some(p) = self.queues[queue].partition(partition) {
-                                    p.hold(batch, why, now, &mut self.rng, &mut actions);
+                                    p.hold(batch, why, now, &mut self.rng, &mut more);
                                 }
                             }
                         }
@@ -339,7 +343,9 @@ impl<'b> Core<'b> {
                     Action::TooLarge(bytes) => self.queues[queue].too_large(bytes),
                 }
             }
+            actions.append(&mut more);
         }
+        self.actions = actions;
     }
 
     /// The leader has just stored one of our batches, so it must know our producer id.
@@ -461,7 +467,7 @@ impl<'b> Core<'b> {
 
     fn launch(&mut self, at: usize, rules: SendRules, now: Now) {
         for i in 0..self.queues[at].partitions().len() {
-            let mut actions = Vec::new();
+            let mut actions = std::mem::take(&mut self.actions);
             let p = &mut self.queues[at].partitions()[i];
             let id = p.id;
             p.launch(now, rules, &mut actions);

@@ -72,6 +72,14 @@ const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// partition.
 const SPREAD: usize = 4;
 
+/// Maximum batches of one partition in flight.
+fn most_open(rules: SendRules) -> usize {
+    match rules {
+        SendRules::Plain => 1,
+        SendRules::Idempotent { in_flight, .. } => in_flight.max(1),
+    }
+}
+
 impl TopicQueue {
     pub fn new(topic: Topic, options: &ProducerOptions) -> Self {
         TopicQueue {
@@ -231,14 +239,18 @@ impl TopicQueue {
 
     /// Partitions that may take new lines: available as far as known, and not in trouble. If the driver reports none
     /// as available, all are tried, since only an attempt may tell it otherwise.
-    fn up(&self) -> Vec<&Partition> {
-        let Some(view) = &self.view else { return Vec::new() };
-        let available = if view.available.is_empty() { &view.partitions } else { &view.available };
-        let fits = |p: &&Partition| match self.partitioner {
-            Partitioner::Fixed(n) => p.id == n,
-            _ => available.binary_search(&p.id).is_ok() && view.partitions.binary_search(&p.id).is_ok(),
+    fn up(&self) -> impl Iterator<Item = &Partition> {
+        let fits = |p: &&Partition| {
+            self.view.as_ref().is_some_and(|view| {
+                let available = if view.available.is_empty() { &view.partitions } else { &view.available };
+                let is_in = |ids: &[i32]| ids.binary_search(&p.id).is_ok();
+                match self.partitioner {
+                    Partitioner::Fixed(n) => p.id == n,
+                    _ => is_in(available) && is_in(&view.partitions),
+                }
+            })
         };
-        self.partitions.iter().filter(fits).filter(|p| p.is_up()).collect()
+        self.partitions.iter().filter(fits).filter(|p| p.is_up())
     }
 
     /// The maximum group size, in batches.
@@ -253,31 +265,26 @@ impl TopicQueue {
         over.clamp(1, SPREAD)
     }
 
-    /// When a group may be sent, and to which partitions.
-    fn plan(&self, now: Now, rules: SendRules, closing: bool) -> (Ready, Vec<i32>) {
-        let Some((since, _)) = self.waiting.front() else { return (Ready::No, vec![]) };
-        let (most, patience) = match rules {
-            SendRules::Plain => (1, PLAIN_PATIENCE),
-            SendRules::Idempotent { in_flight, .. } => (in_flight.max(1), PATIENCE),
-        };
-        let up = self.up();
-        let open: Vec<i32> = up.iter().filter(|p| p.open() < most).map(|p| p.id).collect();
-        // Keyed lines cannot go elsewhere: one full partition delays the group.
-        if open.is_empty() || (self.partitioner == Partitioner::Hash && open.len() < up.len()) {
-            return (Ready::No, open);
+    /// When [`TopicQueue::form`] forms a group.
+    pub fn ready(&self, now: Now, rules: SendRules, closing: bool) -> Ready {
+        let Some((since, _)) = self.waiting.front() else { return Ready::No };
+        let (mut up, mut open, mut idle) = (0, 0, true);
+        for p in self.up() {
+            up += 1;
+            open += usize::from(p.open() < most_open(rules));
+            idle &= p.open() == 0;
         }
-        let idle = up.iter().all(|p| p.open() == 0);
+        // Keyed lines cannot go elsewhere: one full partition delays the group.
+        if open == 0 || (self.partitioner == Partitioner::Hash && open < up) {
+            return Ready::No;
+        }
+        let patience = if rules == SendRules::Plain { PLAIN_PATIENCE } else { PATIENCE };
         let full = self.waiting_bytes >= self.batch.now * self.spread();
         let mut due = if idle || (full && rules != SendRules::Plain) { now.at } else { *since + patience };
         if !full && !closing {
             due = due.max(*since + self.linger);
         }
-        (if due <= now.at { Ready::Now } else { Ready::At(due) }, open)
-    }
-
-    /// When [`TopicQueue::form`] forms a group.
-    pub fn ready(&self, now: Now, rules: SendRules, closing: bool) -> Ready {
-        self.plan(now, rules, closing).0
+        if due <= now.at { Ready::Now } else { Ready::At(due) }
     }
 
     /// Forms the next group if it may be sent, and passes its batches to the partitions, which send them when they
@@ -290,7 +297,10 @@ impl TopicQueue {
         closing: bool,
         rng: &mut Rng,
     ) -> Option<(usize, PendingAcks)> {
-        let (Ready::Now, open) = self.plan(now, rules, closing) else { return None };
+        if self.ready(now, rules, closing) != Ready::Now {
+            return None;
+        }
+        let open: Vec<i32> = self.up().filter(|p| p.open() < most_open(rules)).map(|p| p.id).collect();
         let sticky = self.least_busy(&open);
         let group = Arc::new(self.take(now));
         let pending = PendingAcks::of(&group);

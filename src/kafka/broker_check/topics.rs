@@ -6,7 +6,7 @@ use crate::error::Reason;
 use crate::kafka::net::connection::Connection;
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::limits::{self, Setting};
-use crate::kafka::protocol::messages::{self, MAY_READ, MAY_WRITE, Metadata, TopicMeta};
+use crate::kafka::protocol::messages::{MAY_READ, MAY_WRITE, Metadata, TopicMeta};
 use crate::record::Key;
 use std::time::{Duration, Instant};
 
@@ -115,7 +115,7 @@ fn setting(v: &Visit<'_>, c: &mut Connection, wanted: Setting<'_>) -> Option<Opt
 pub fn creates_topics(v: &Visit<'_>, answer: &Metadata, c: &mut Connection) -> Option<bool> {
     let node = match &answer.nodes[..] {
         [only] => only,
-        several => several.iter().find(|n| n.address() == v.address)?,
+        several => several.iter().find(|n| n.address == v.address)?,
     };
     match setting(v, c, Setting::CreatesTopics(node.id))??.as_str() {
         "true" => Some(true),
@@ -153,7 +153,7 @@ fn judge_size(most: u64, wanted: &PlannedLoad<'_>) -> Outcome {
 
 pub fn leaders(answer: &Metadata) -> Vec<String> {
     let leads = |id: i32| answer.topics.iter().any(|t| t.partitions.iter().any(|p| p.leader == id));
-    answer.nodes.iter().filter(|n| leads(n.id)).map(messages::Node::address).collect()
+    answer.nodes.iter().filter(|n| leads(n.id)).map(|n| n.address.clone()).collect()
 }
 
 #[cfg(test)]

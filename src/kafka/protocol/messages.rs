@@ -171,17 +171,17 @@ pub fn text(bytes: Option<&[u8]>) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     pub id: i32,
-    pub host: String,
-    pub port: u16,
+    /// In the format of a bootstrap entry: `host:port`, with an IPv6 address in brackets.
+    pub address: String,
 }
 
 impl Node {
-    /// In the format of a bootstrap entry: `host:port`, with an IPv6 address in brackets.
-    pub fn address(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
+    pub fn new(id: i32, host: &str, port: u16) -> Node {
+        let address = match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        Node { id, address }
     }
 }
 
@@ -189,7 +189,7 @@ fn node(r: &mut Reader<'_>) -> Read<Node> {
     let id = r.i32("node id")?;
     let host = text(r.string("host")?);
     let port = u16::try_from(r.i32("port")?).map_err(|_| Malformed("port"))?;
-    Ok(Node { id, host, port })
+    Ok(Node::new(id, &host, port))
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -258,8 +258,8 @@ fn producer_ids_and_sasl_in_every_version() {
 fn metadata_in_every_version() {
     for version in 1..=12 {
         let got = metadata(&some_metadata(version), version, &["t", "u"]).unwrap();
-        let node = Node { id: 5, host: "fe80::1".into(), port: 9092 };
-        assert_eq!(node.address(), "[fe80::1]:9092");
+        let node = Node::new(5, "fe80::1", 9092);
+        assert_eq!(node.address, "[fe80::1]:9092");
         assert_eq!((got.nodes, got.cluster), (vec![node], (version >= 2).then(|| "c".into())));
         let epoch = if version >= 7 { 3 } else { -1 };
         let part = |partition, leader| PartitionMeta { partition, leader, epoch };
@@ -285,7 +285,7 @@ fn produced_in_every_version() {
             Ok(())
         };
         let (throttle, nodes) = produced(&some_produced(version), version, each).unwrap();
-        let endpoints = if version >= 10 { vec![Node { id: 2, host: "h".into(), port: 1 }] } else { vec![] };
+        let endpoints = if version >= 10 { vec![Node::new(2, "h", 1)] } else { vec![] };
         assert_eq!((throttle, nodes), (77, endpoints), "version {version}");
         assert_eq!((all[0].partition, all[0].error, all[0].offset, all[0].leader), (1, 0, 1 << 40, None));
         assert_eq!((all[1].partition, all[1].error, all[1].offset), (3, 87, -1));
