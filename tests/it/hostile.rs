@@ -343,7 +343,7 @@ fn a_mute_broker_does_not_keep_the_others_waiting() {
 /// A name with two addresses at a port, for `/etc/hosts` of an agent: the first is this peer's, the second leads to the
 /// broker. Both differ from 127.0.0.1 in as many bits, so that no resolver sorts them.
 fn second_address_works(broker: &Scripted, first: fn(TcpStream)) -> u16 {
-    let behind = broker.address();
+    let behind: SocketAddr = broker.address().parse().unwrap();
     let bad = TcpListener::bind("127.0.0.2:0").unwrap();
     let port = bad.local_addr().unwrap().port();
     let good = TcpListener::bind(("127.0.0.3", port)).unwrap();
@@ -353,7 +353,7 @@ fn second_address_works(broker: &Scripted, first: fn(TcpStream)) -> u16 {
             &good,
             || true,
             |client| {
-                let broker = TcpStream::connect(&*behind);
+                let broker = TcpStream::connect_timeout(&behind, secs(5));
                 std::thread::spawn(move || broker.map(|broker| forward(&client, &broker)));
             },
         );
@@ -362,7 +362,7 @@ fn second_address_works(broker: &Scripted, first: fn(TcpStream)) -> u16 {
 }
 
 /// One name, several addresses, as for a bootstrap service. Fails when a peer that accepts connections but does not answer,
-/// or closes them, is tried again and again instead of the name's other address, or is taken for Kafka 0.9.
+/// or closes them, is tried at each attempt instead of the name's other address, or is taken for Kafka 0.9.
 #[test]
 fn a_bad_address_of_a_name_does_not_hide_the_others() {
     need("unshare");

@@ -254,11 +254,13 @@ fn certificate(e: &CertificateError) -> Reason {
         C::UnsupportedSignatureAlgorithmContext { .. } => {
             ("is signed with an algorithm that is not secure (SHA-1?)", "give it one signed with SHA-256")
         }
-        // Java and OpenSSL accept it, rustls does not (RFC 5280, 4.2.1.9).
-        C::Other(e) if e.to_string() == "CaUsedAsEndEntity" => (
-            "is that of a CA, as openssl req -x509 makes it",
-            "give it one with basicConstraints = CA:FALSE, or signed by that CA",
-        ),
+        // CaUsedAsEndEntity: a CA's own certificate, which Java and OpenSSL accept.
+        C::Other(e) => {
+            return Reason::new(
+                format!("the broker's certificate is refused ({e})"),
+                "give it another one; a self-signed one from openssl req -x509 needs basicConstraints = CA:FALSE",
+            );
+        }
         other => return format!("the broker's certificate is refused: {other}").into(),
     };
     Reason::new(format!("the broker's certificate {why}"), fix)
@@ -367,6 +369,12 @@ mod tests {
                     supported_algorithms: Vec::new(),
                 },
                 "not secure (SHA-1?); give it",
+            ),
+            (
+                CertificateError::Other(rustls::OtherError(Arc::new(std::io::Error::other(
+                    "CaUsedAsEndEntity",
+                )))),
+                "refused (CaUsedAsEndEntity); give it another one; a self-signed",
             ),
         ] {
             let text = explain(&rustls::Error::InvalidCertificate(e)).to_string();
