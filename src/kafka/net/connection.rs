@@ -169,6 +169,9 @@ impl Connection {
     fn suits(&self) -> Result<(), Trouble> {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
             let most = self.versions.produce_max;
+            if most < 0 {
+                return Err(Trouble::Lost(probe::controller())); // no other driver could use it either
+            }
             let why = format!(
                 "the broker supports Produce up to version {most}, this driver needs 3 to 12 (Kafka 0.11 or newer)"
             );

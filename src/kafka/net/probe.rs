@@ -49,7 +49,7 @@ pub fn ask_host(
         match ask(addr, limit, bytes) {
             Ok(Some(found)) => return Ok((addr, Some(found))),
             Ok(None) => last = Ok((addr, None)),
-            Err(t) => last = last.or_else(|_| Err(t.to_string())),
+            Err(t) => last = last.map_err(|_| t.to_string()),
         }
     }
     last
@@ -100,6 +100,11 @@ pub fn crowded() -> Reason {
     const WHY: &str = "closes every connection at once, before any request: too many connections \
         (max.connections.per.ip or max.connections of the broker), or a proxy without a backend";
     Reason::new(WHY, "close some, or raise the limit")
+}
+
+/// The message for a peer that supports ApiVersions, but not Produce.
+pub fn controller() -> Reason {
+    Reason::new("it accepts no records, as a controller does not", "use a broker's port")
 }
 
 /// How long a peer may take to close a connection on which nothing is sent.
