@@ -2,7 +2,7 @@
 
 use crate::lock::lock;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,17 @@ use std::time::{Duration, Instant};
 pub struct SocketBytes {
     pub sent: AtomicU64,
     pub received: AtomicU64,
+    /// Which of the name's addresses the next connection tries first; an index that wraps around.
+    pub first_address: AtomicUsize,
 }
 
 impl SocketBytes {
+    /// A connection that tried the address at `first` first has failed: the next one starts with the address after it.
+    /// Failures of simultaneous attempts count once.
+    pub fn failed_at(&self, first: usize) {
+        let _ = self.first_address.compare_exchange(first, first.wrapping_add(1), Relaxed, Relaxed);
+    }
+
     fn both(&self) -> u64 {
         self.sent.load(Relaxed) + self.received.load(Relaxed)
     }

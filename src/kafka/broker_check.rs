@@ -366,7 +366,7 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
             "set driver = \"auto\" or \"classic\"",
         )),
         (_, false, false) => Err(match found.produce_max {
-            ..0 => Reason::new("it accepts no records, as a controller does not", "use a broker's port"),
+            ..0 => probe::controller(),
             _ => format!("it supports neither driver's requests ({found})").into(),
         }),
         _ => Ok(found.to_string()),

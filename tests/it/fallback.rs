@@ -72,6 +72,31 @@ fn auto_leaves_the_old_requests_when_the_broker_is_replaced() {
     wait_until(PATIENT, "the second line", || kafka.stored("t").contains(&b"two".to_vec()));
 }
 
+/// A controller of Kafka's own (KRaft) among the bootstrap brokers: it answers ApiVersions, without Produce. Fails when a
+/// driver gives up because of it, although the others work.
+#[test]
+fn a_controller_among_the_brokers() {
+    for driver in ["auto", "modern"] {
+        let (controller, broker, folder) = (Scripted::start(1), Scripted::start(1), Folder::new());
+        controller.versions(&[(1, 4, 17), (18, 0, 4)]);
+        broker.topic("t", &[0]);
+        folder.write("f.log", "one\n");
+        let brokers = format!("{}\", \"{}", controller.address(), broker.address());
+        folder.write(
+            "c.toml",
+            format!(
+                "[agent]\nstate_dir = {:?}\n[kafka]\nbrokers = [\"{brokers}\"]\ntopic = \"t\"\ndriver = {driver:?}\n\
+                 [[files]]\npaths = [{:?}]\nstart = \"beginning\"\n",
+                folder.path("state"),
+                folder.path("f.log"),
+            ),
+        );
+        let agent = folder.agent_line("run -c c.toml").start();
+        wait_until(secs(15), driver, || broker.stored("t").len() == 1);
+        assert!(!agent.log().contains("gave up"), "{}", agent.log());
+    }
+}
+
 /// A server that accepts neither. Fails when a driver counts lines as delivered that it wrote to a connection which
 /// the server closed on the first of them.
 #[test]

@@ -3,7 +3,7 @@
 
 use crate::harness::*;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Malformed replies by name, and whether each shows at once.
@@ -337,5 +337,51 @@ fn a_mute_broker_does_not_keep_the_others_waiting() {
         let _agent = folder.agent_line("run -c c.toml").start();
         wait_until(secs(60), "the line", || broker.stored("t").len() == 1);
         assert!(begun.elapsed() < secs(8), "{driver}: {:?}", begun.elapsed());
+    }
+}
+
+/// A name with two addresses at a port, for `/etc/hosts` of an agent: the first is this peer's, the second leads to the
+/// broker. Both differ from 127.0.0.1 in as many bits, so that no resolver sorts them.
+fn second_address_works(broker: &Scripted, first: fn(TcpStream)) -> u16 {
+    let behind: SocketAddr = broker.address().parse().unwrap();
+    let bad = TcpListener::bind("127.0.0.2:0").unwrap();
+    let port = bad.local_addr().unwrap().port();
+    let good = TcpListener::bind(("127.0.0.3", port)).unwrap();
+    std::thread::spawn(move || accept_while(&bad, || true, |s| drop(std::thread::spawn(move || first(s)))));
+    std::thread::spawn(move || {
+        accept_while(
+            &good,
+            || true,
+            |client| {
+                let broker = TcpStream::connect_timeout(&behind, secs(5));
+                std::thread::spawn(move || broker.map(|broker| forward(&client, &broker)));
+            },
+        );
+    });
+    port
+}
+
+/// One name, several addresses, as for a bootstrap service. Fails when a peer that accepts connections but does not answer,
+/// or closes them, is tried at each attempt instead of the name's other address, or is taken for Kafka 0.9.
+#[test]
+fn a_bad_address_of_a_name_does_not_hide_the_others() {
+    need("unshare");
+    let closes: fn(TcpStream) = |mut stream| drop(stream.read(&mut [0; 100]));
+    let rows = [(ignore as fn(TcpStream), "modern"), (ignore, "auto"), (closes, "modern"), (closes, "auto")];
+    let all = rows.map(|(first, driver)| {
+        let (broker, folder) = (Scripted::start(1), Folder::new());
+        broker.topic("t", &[0]);
+        folder.write("f.log", "one\n");
+        folder.write("hosts", "127.0.0.2 kafka.test\n127.0.0.3 kafka.test\n");
+        let brokers = format!("kafka.test:{}", second_address_works(&broker, first));
+        folder.write_config(&brokers, "t", &format!("driver = {driver:?}"));
+        let shell = "mount --bind hosts /etc/hosts && exec \"$@\"";
+        let namespaces = ["unshare", "--map-root-user", "--mount", "sh", "-c", shell, "sh"];
+        let agent = folder.agent_line("run -c c.toml").wrapped_in(namespaces).start();
+        (broker, folder, agent, driver)
+    });
+    for (broker, _folder, agent, driver) in &all {
+        wait_until(secs(40), driver, || broker.stored("t").len() == 1);
+        assert!(!agent.log().contains("driver classic"), "{}", agent.log());
     }
 }

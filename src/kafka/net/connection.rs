@@ -27,6 +27,7 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// Maximum size of a produce answer in bytes. Real ones have about a hundred, unless they list each refused record, at
@@ -133,6 +134,17 @@ impl Connection {
         if let Some(SaslOptions::OauthBearer(oauth)) = &options.sasl {
             oauth.token(options)?;
         }
+        // One address of a name may accept connections and never answer, while the others work.
+        let first = bytes.first_address.load(Relaxed);
+        Connection::attempt(address, options, cap, bytes).inspect_err(|_| bytes.failed_at(first))
+    }
+
+    fn attempt(
+        address: &str,
+        options: &KafkaOptions,
+        cap: usize,
+        bytes: &Arc<SocketBytes>,
+    ) -> Result<Connection, Trouble> {
         let mut c = Connection::over(dial(address, options, bytes)?, cap);
         c.versions = c.greet(address, options, bytes)?;
         c.suits()?;
@@ -157,6 +169,9 @@ impl Connection {
     fn suits(&self) -> Result<(), Trouble> {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
             let most = self.versions.produce_max;
+            if most < 0 {
+                return Err(Trouble::Lost(probe::controller())); // no other driver could use it either
+            }
             let why = format!(
                 "the broker supports Produce up to version {most}, this driver needs 3 to 12 (Kafka 0.11 or newer)"
             );
@@ -421,22 +436,26 @@ pub fn mismatch(got: i32, want: i32) -> Trouble {
 
 /// Opens a connection, on which nothing has been sent yet.
 pub fn dial(address: &str, options: &KafkaOptions, bytes: &Arc<SocketBytes>) -> Result<Stream, Trouble> {
-    secure(CountedSocket::new(connect(address, options)?, bytes), address, options)
+    let socket = connect(address, options, bytes.first_address.load(Relaxed))?;
+    secure(CountedSocket::new(socket, bytes), address, options)
 }
 
-/// Connects directly, or through the proxy, which then resolves the name.
-pub fn connect(address: &str, options: &KafkaOptions) -> Result<TcpStream, Trouble> {
+/// Connects directly, or through the proxy, which then resolves the name. `first`: which of the addresses to try first.
+pub fn connect(address: &str, options: &KafkaOptions, first: usize) -> Result<TcpStream, Trouble> {
     let limit = options.connect_timeout;
-    let Some(proxy) = &options.proxy else { return connect_to(address, limit) };
-    let socket = connect_to(&proxy.url.address, limit).map_err(|t| proxy.url.failed(t))?;
+    let Some(proxy) = &options.proxy else { return connect_to(address, limit, first) };
+    let socket = connect_to(&proxy.url.address, limit, first).map_err(|t| proxy.url.failed(t))?;
     proxy::tunnel(socket, address, proxy, limit)
 }
 
 /// Tries the name's addresses in turn, each with the limit. If there are more than two, they share twice the limit.
-fn connect_to(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
+/// The error is that of the resolver's last address, whichever was tried first: each new text is a line in the log.
+fn connect_to(address: &str, limit: Duration, first: usize) -> Result<TcpStream, Trouble> {
     let mut last = Trouble::Ended;
-    let all = probe::resolve(address).map_err(|why| Trouble::Lost(why.into()))?;
-    let several = all.len() > 1;
+    let mut all = probe::resolve(address).map_err(|why| Trouble::Lost(why.into()))?;
+    let (several, shown) = (all.len() > 1, all.last().copied());
+    let first = first % all.len().max(1);
+    all.rotate_left(first);
     let until = Instant::now() + limit * 2;
     for (tried, one) in all.iter().enumerate() {
         let left = until.saturating_duration_since(Instant::now());
@@ -447,6 +466,7 @@ fn connect_to(address: &str, limit: Duration) -> Result<TcpStream, Trouble> {
         // `connect` rejects a limit of zero, and a shorter one would reach no peer.
         match reach(*one, share.min(limit).max(Duration::from_millis(200))) {
             Ok(socket) => return Ok(socket),
+            Err(_) if last != Trouble::Ended && Some(*one) != shown => {}
             Err(Trouble::Lost(why)) if several => last = Trouble::Lost(format!("{one}: {why}").into()),
             Err(t) => last = t,
         }
@@ -482,7 +502,7 @@ pub fn secure(socket: CountedSocket, address: &str, options: &KafkaOptions) -> R
 fn closes_unasked(peer: io::Result<SocketAddr>, address: &str, options: &KafkaOptions) -> bool {
     let again = match (&options.proxy, peer) {
         (None, Ok(peer)) => reach(peer, options.connect_timeout),
-        _ => connect(address, options),
+        _ => connect(address, options, 0),
     };
     again.is_ok_and(probe::closes_unasked)
 }

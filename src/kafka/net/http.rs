@@ -171,7 +171,7 @@ mod tests {
         crate::fuzz::damaged(&samples(), <[u8]>::len, |bytes| {
             let _ = parse(bytes, false);
             let Ok(Some(answer)) = parse(bytes, true) else { return 0 };
-            let token = crate::kafka::net::oauth::endpoint::read_answer(&answer, b"secret");
+            let token = crate::kafka::net::oauth::endpoint::read_answer(&answer, &[b"secret"]);
             answer.body.len().max(token.map_or(0, |t| t.bytes().len()))
         });
     }

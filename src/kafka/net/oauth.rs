@@ -185,7 +185,7 @@ impl fmt::Display for Token {
             }
         }
         match &self.scope {
-            Some(scope) => write!(f, ", scope {}", secret::one_line(scope, b"")),
+            Some(scope) => write!(f, ", scope {}", secret::one_line(scope, &[])),
             None => Ok(()),
         }
     }

@@ -37,20 +37,22 @@ pub fn ask(addr: SocketAddr, limit: Duration, bytes: &Arc<SocketBytes>) -> Resul
     }
 }
 
-/// As [`ask`], for each address of a name until one answers, which is returned too.
+/// As [`ask`], for each address of a name until one answers, which is returned too. One that closes the connection counts
+/// only if none answers.
 pub fn ask_host(
     host: &str,
     limit: Duration,
     bytes: &Arc<SocketBytes>,
 ) -> Result<(SocketAddr, Option<Versions>), String> {
-    let mut last = String::new();
+    let mut last = Err(String::new());
     for addr in resolve(host)? {
         match ask(addr, limit, bytes) {
-            Ok(found) => return Ok((addr, found)),
-            Err(t) => last = t.to_string(),
+            Ok(Some(found)) => return Ok((addr, Some(found))),
+            Ok(None) => last = Ok((addr, None)),
+            Err(t) => last = last.map_err(|_| t.to_string()),
         }
     }
-    Err(last)
+    last
 }
 
 fn connect(
@@ -98,6 +100,11 @@ pub fn crowded() -> Reason {
     const WHY: &str = "closes every connection at once, before any request: too many connections \
         (max.connections.per.ip or max.connections of the broker), or a proxy without a backend";
     Reason::new(WHY, "close some, or raise the limit")
+}
+
+/// The message for a peer that supports ApiVersions, but not Produce.
+pub fn controller() -> Reason {
+    Reason::new("it accepts no records, as a controller does not", "use a broker's port")
 }
 
 /// How long a peer may take to close a connection on which nothing is sent.

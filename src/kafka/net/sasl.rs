@@ -190,7 +190,7 @@ impl Exchange<'_> {
         if said.error == 0 {
             said.error = self.send(b"\x01")?.error;
         }
-        let why = secret::one_line(&why, token.bytes());
+        let why = secret::one_line(&why, &[token.bytes()]);
         Err(Trouble::Denied(match said.error {
             0 | 58 => Reason::new(
                 format!("the broker refuses the token: {why}"),
@@ -244,7 +244,7 @@ impl Exchange<'_> {
         login: &PasswordLogin,
         password: &[u8],
     ) -> Result<(Vec<u8>, i64), Trouble> {
-        let shown = secret::one_line(&said.message, password);
+        let shown = secret::one_line(&said.message, &[password]);
         Err(Trouble::Denied(match said.error {
             0 => return Ok((said.bytes, said.lifetime_ms)),
             58 => Reason::new(

@@ -71,11 +71,11 @@ pub fn basic(user: &[u8], password: &[u8]) -> Zeroizing<String> {
     Zeroizing::new(base64::encode(&joined(&[user, b":", password])))
 }
 
-/// Text from a peer, as shown to the operator: one line of at most 300 characters, and none of it if it echoes the
-/// secret.
-pub fn one_line(text: &str, secret: &[u8]) -> String {
-    let echoed = !secret.is_empty() && text.as_bytes().windows(secret.len()).any(|part| part == secret);
-    if echoed {
+/// Text from a peer, as shown to the operator: one line of at most 300 characters, and none of it if it echoes one of
+/// the secrets.
+pub fn one_line(text: &str, secrets: &[&[u8]]) -> String {
+    let echoes = |s: &&[u8]| !s.is_empty() && text.as_bytes().windows(s.len()).any(|part| part == *s);
+    if secrets.iter().any(echoes) {
         return "(its text contains the secret)".into();
     }
     let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });

@@ -14,6 +14,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 #[derive(Debug, Clone, Default)]
 pub struct TlsOptions {
@@ -140,7 +141,7 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, Reason> {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
             let chain = certificates(cert, "cert")?;
-            let pem = secret::read(key, "key", PEM_MOST)?;
+            let pem = read_pem(key, "key")?;
             let none = |_| {
                 let why = format!("key {}: no unencrypted PEM private key in it", key.display());
                 Reason::new(why, "convert it with openssl pkey, or name the right file")
@@ -163,10 +164,11 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, Reason> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
         for one in certificates(path, "ca")? {
-            roots.add(one).map_err(|e| {
-                let Reason { why, fix } = explain(&e);
-                Reason { why: format!("ca {}: {why}", path.display()), fix }
-            })?;
+            let wrong = |_| {
+                let why = format!("ca {}: one of its certificates is damaged", path.display());
+                Reason::new(why, "replace it, or take it out")
+            };
+            roots.add(one).map_err(wrong)?;
         }
         return Ok(roots);
     }
@@ -182,12 +184,21 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, Reason> {
     Ok(roots)
 }
 
+/// Without the byte order mark that Windows editors put before the first line: that line would not count otherwise.
+fn read_pem(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let mut pem = secret::read(path, what, PEM_MOST)?;
+    if pem.starts_with(b"\xef\xbb\xbf") {
+        pem.drain(..3);
+    }
+    Ok(pem)
+}
+
 fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, Reason> {
     let wrong = |why: &str| {
         let why = format!("{what} {}: {why}", path.display());
         Reason::new(why, "name a file with -----BEGIN CERTIFICATE----- in it")
     };
-    let pem = secret::read(path, what, PEM_MOST)?;
+    let pem = read_pem(path, what)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match all {
         Ok(all) if all.is_empty() => Err(wrong("no PEM certificate in it")),
@@ -233,12 +244,22 @@ fn certificate(e: &CertificateError) -> Reason {
             return elsewhere(&of, &expected.to_str());
         }
         C::BadSignature => (
-            "is not signed by the CA that it names as its issuer",
+            "is not signed by the CA that it names as its issuer, or with an RSA key of less than 2048 bits",
             "set ca in [kafka.tls] to that CA's current certificate",
         ),
         C::Revoked => ("was revoked", "give it a new one"),
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
             ("is not a server certificate", "give it one with serverAuth")
+        }
+        C::UnsupportedSignatureAlgorithmContext { .. } => {
+            ("is signed with an algorithm that is not secure (SHA-1?)", "give it one signed with SHA-256")
+        }
+        // CaUsedAsEndEntity: a CA's own certificate, which Java and OpenSSL accept.
+        C::Other(e) => {
+            return Reason::new(
+                format!("the broker's certificate is refused ({e})"),
+                "give it another one; a self-signed one from openssl req -x509 needs basicConstraints = CA:FALSE",
+            );
         }
         other => return format!("the broker's certificate is refused: {other}").into(),
     };
@@ -314,6 +335,18 @@ mod tests {
         }
     }
 
+    /// Fails when a byte order mark hides the first certificate, or when a damaged one in `ca` is blamed on the broker.
+    #[test]
+    fn marks_and_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca");
+        let one = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        std::fs::write(&path, format!("\u{feff}{one}{one}")).unwrap();
+        assert_eq!(certificates(&path, "ca").unwrap().len(), 2);
+        let said = roots(Some(&path)).unwrap_err().to_string();
+        assert!(said.ends_with("one of its certificates is damaged; replace it, or take it out"), "{said}");
+    }
+
     /// Fails when an error has no advice.
     #[test]
     fn what_to_do() {
@@ -329,6 +362,19 @@ mod tests {
             (
                 CertificateError::NotValidForNameContext { expected, presented },
                 "for other, not for kafka1; use the",
+            ),
+            (
+                CertificateError::UnsupportedSignatureAlgorithmContext {
+                    signature_algorithm_id: vec![6],
+                    supported_algorithms: Vec::new(),
+                },
+                "not secure (SHA-1?); give it",
+            ),
+            (
+                CertificateError::Other(rustls::OtherError(Arc::new(std::io::Error::other(
+                    "CaUsedAsEndEntity",
+                )))),
+                "refused (CaUsedAsEndEntity); give it another one; a self-signed",
             ),
         ] {
             let text = explain(&rustls::Error::InvalidCertificate(e)).to_string();

@@ -43,11 +43,13 @@ impl TokenEndpoint {
         let stream = self.connect(options).map_err(about_endpoint)?;
         let mut stream = TimedStream::new(stream, options.connect_timeout);
         let answer = http::exchange(&mut stream, &self.request(&secret)).map_err(about_endpoint)?;
-        read_answer(&answer, &secret)
+        // Servers that refuse a request may quote it.
+        let (in_form, in_head) = (Zeroizing::new(encoded(&secret)), self.credentials(&secret));
+        read_answer(&answer, &[&secret, in_form.as_bytes(), in_head.as_bytes()])
     }
 
     fn connect(&self, options: &KafkaOptions) -> Result<Stream, Trouble> {
-        let socket = connection::connect(&self.url.address, options)?;
+        let socket = connection::connect(&self.url.address, options, 0)?;
         // `localhost` may be forwarded elsewhere, and a local proxy sends everything on.
         let peer = socket.peer_addr()?.ip().to_canonical();
         let socket = CountedSocket::new(socket, &Arc::default()); // not counted for any broker
@@ -65,12 +67,17 @@ impl TokenEndpoint {
         Ok(Stream::Plain(socket))
     }
 
+    /// The value of the request's `Authorization`, without `Basic`.
+    fn credentials(&self, secret: &[u8]) -> Zeroizing<String> {
+        let secret = Zeroizing::new(encoded(secret));
+        secret::basic(encoded(self.client_id.as_bytes()).as_bytes(), secret.as_bytes())
+    }
+
     /// Client credentials by HTTP Basic, which every server must support (RFC 6749, 2.3.1).
     pub fn request(&self, secret: &[u8]) -> Zeroizing<Vec<u8>> {
         let scope = self.scope.as_ref().map(|scope| ["&scope=".into(), encoded(scope.as_bytes())].concat());
         let form = ["grant_type=client_credentials", scope.as_deref().unwrap_or_default()].concat();
-        let secret = Zeroizing::new(encoded(secret));
-        let basic = secret::basic(encoded(self.client_id.as_bytes()).as_bytes(), secret.as_bytes());
+        let basic = self.credentials(secret);
         let head = format!(
             "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: logagent\r\nAccept: application/json\r\nConnection: close\r\n\
              Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\nAuthorization: Basic ",
@@ -113,9 +120,9 @@ fn encoded(bytes: &[u8]) -> String {
 }
 
 /// The token in the endpoint's answer (RFC 6749, 5).
-pub fn read_answer(answer: &HttpAnswer, secret: &[u8]) -> Result<Token, Trouble> {
+pub fn read_answer(answer: &HttpAnswer, secrets: &[&[u8]]) -> Result<Token, Trouble> {
     let text = |name| field(&answer.body, name);
-    let shown = |name| text(name).map(|t| secret::one_line(&String::from_utf8_lossy(&t), secret));
+    let shown = |name| text(name).map(|t| secret::one_line(&String::from_utf8_lossy(&t), secrets));
     let status = answer.status;
     if status != 200 {
         let why = ["error", "error_description"].into_iter().filter_map(shown).collect::<Vec<_>>().join(": ");

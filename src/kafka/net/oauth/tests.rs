@@ -100,7 +100,7 @@ fn a_token_is_kept_while_it_is_good() {
 fn answers_of_endpoints() {
     let read = |status, body: &str| {
         let body = Zeroizing::new(body.as_bytes().to_vec());
-        read_answer(&HttpAnswer { status, body }, b"s3cret").map(|t| (t.lifetime, t.to_string()))
+        read_answer(&HttpAnswer { status, body }, &[b"s3cret"]).map(|t| (t.lifetime, t.to_string()))
     };
     let hour = Some(Duration::from_secs(3600));
     for (body, lifetime) in [
@@ -164,4 +164,31 @@ fn the_request_for_a_token() {
         assert!(head.split("\r\n").any(|l| l == line), "{line} in {head}");
     }
     assert_eq!(request.capacity(), request.len());
+}
+
+/// Fails when an error shows the secret because the endpoint quotes the request: as it is, percent-encoded, or in Base64.
+#[test]
+fn a_quoted_secret_is_not_shown() {
+    use std::io::{Read, Write};
+    let dir = tempfile::tempdir().unwrap();
+    let client_secret_file = dir.path().join("secret");
+    std::fs::write(&client_secret_file, "s3cr/et\n").unwrap();
+    for quoted in ["s3cr/et", "s3cr%2Fet", &crate::base64::encode(b"box:s3cr%2Fet")] {
+        let body = format!(r#"{{"error":"bad","error_description":"{}: {quoted}"}}"#, "x".repeat(290));
+        let answer = format!("HTTP/1.1 401 No\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let address = crate::kafka::net::testing::listen(move |mut stream| {
+            let _ = stream.read(&mut [0; 4096]);
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let endpoint = TokenEndpoint {
+            url: url::parse(&format!("http://{address}/t")).unwrap(),
+            client_id: "box".into(),
+            client_secret_file: client_secret_file.clone(),
+            scope: None,
+            ca: None,
+            without_tls: false,
+        };
+        let said = endpoint.fetch(&KafkaOptions::default()).err().unwrap().to_string();
+        assert!(said.contains("HTTP 401, bad: (its text contains the secret);"), "{said}");
+    }
 }
