@@ -25,7 +25,7 @@ use crate::streams::sent_marks::SentMarks;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
@@ -37,14 +37,22 @@ pub struct FileState {
     pub progress: Vec<Arc<Progress>>,
     /// Streams of files that were read to the end and left before all their lines were acknowledged.
     pub left: Vec<Arc<Progress>>,
+    /// Its tail has ended: it is shown only until the lines of `left` are acknowledged.
+    pub ended: bool,
     /// It is a journal's file, whose bytes say little: it has large tables, and free space between its objects.
     pub is_journal: bool,
-    /// "following", "waiting for the file", "unreadable", "catching up" …
+    /// "following", "waiting for the file", "unreadable", "catching up", "finished" …
     pub state: String,
     pub last_error: Option<String>,
     pub topic: String,
     /// Why reading is paused, unless it waits for the broker: "the rate limit", "waits for memory" …
     pub stuck: Option<String>,
+}
+
+impl FileState {
+    pub fn is_over(&self) -> bool {
+        self.ended && self.left.iter().all(|g| g.is_done())
+    }
 }
 
 /// The status of one broker, or of the bootstrap list as a whole.
@@ -146,6 +154,25 @@ impl Default for Board {
 impl Board {
     pub fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, FileState>> {
         lock(&self.files)
+    }
+
+    /// A tail starts at `path`: replaces the state shown while the file waited for a thread.
+    pub fn tail_started(&self, path: &Path, topic: &str) {
+        let mut files = self.files();
+        let mut left = files.remove(path).unwrap_or_default().left;
+        left.retain(|g| !g.is_done());
+        files.insert(path.into(), FileState { topic: topic.into(), left, ..FileState::default() });
+    }
+
+    /// The tail of `path` has ended: what it read still counts as unsent until it is acknowledged.
+    pub fn tail_ended(&self, path: &Path) {
+        let mut files = self.files();
+        if let Some(file) = files.get_mut(path) {
+            file.left.append(&mut file.progress);
+            (file.state, file.ended) = ("finished".into(), true);
+            (file.last_error, file.stuck) = (None, None);
+        }
+        files.retain(|_, file| !file.is_over());
     }
 
     pub fn brokers(&self) -> MutexGuard<'_, BTreeMap<String, BrokerState>> {

@@ -59,8 +59,8 @@ use crate::pace;
 use crate::packed::{Packed, packing};
 use crate::quota::{DeadLetterShare, Room};
 use crate::record::{Shape, StreamId, Topic};
+use crate::report::Board;
 use crate::report::log_throttle::LogThrottle;
-use crate::report::{Board, FileState};
 use crate::stop::Stop;
 use crate::wake_slot::{WakeReasons, WakeSlot};
 use crossbeam_channel::{Receiver, Sender};
@@ -208,9 +208,7 @@ pub fn run(
     stop: &Stop,
 ) -> Option<Unread> {
     let path = first.options.path.clone();
-    // Replaces the state shown while the file waited for a thread.
-    let state = FileState { topic: first.options.topic.to_string(), ..FileState::default() };
-    board.files().insert(path.clone(), state);
+    board.tail_started(&path, &first.options.topic);
     let mut tail = Tail::new(first, known, board, out, stop, Instant::now());
     let mut sighted = Some(sighted);
     let slot = &*wake.slot;
@@ -256,7 +254,7 @@ pub fn run(
     };
     tail.park();
     known.leave(&path);
-    board.files().remove(&path);
+    board.tail_ended(&path);
     unread
 }
 

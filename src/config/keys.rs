@@ -221,7 +221,7 @@ table! {
         follow: bool = flag("true or false"), Default("true"), AtOnce, "false: read to the end once.";
         reopen: bool = flag("true or false"), Computed("true", "the value of follow"), AtOnce,
             "Follow the name, not the file: continue with the new file after a rotation.",
-            "With false a new file after a rotation is not read.";
+            "With false, a new file after a rotation is read only after a restart.";
         poll: Option<Duration> = poll("false, true or duration"), Default("false"), AtOnce,
             "Check this often, for file systems that do not report changes (NFS is recognized); true is \"1s\".";
         rotate_grace: Duration = duration("duration"), Default("\"60s\""), AtOnce,

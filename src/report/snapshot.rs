@@ -279,6 +279,7 @@ impl Snapshot {
         snapshot.files = board
             .files()
             .iter()
+            .filter(|(_, file)| !file.is_over())
             .map(|(path, file)| File::of(path, file, (&snapshot, &folder), now))
             .collect();
         snapshot

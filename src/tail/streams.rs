@@ -275,6 +275,8 @@ impl Tail<'_> {
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
         self.count_lost(lost, "it was deleted, and deleted_hold is exceeded");
+        self.show_left(open.origin.progress.clone());
+        self.show();
         self.out.close(Closed { stream: open.origin.stream, why: Ending::Gone { lost } });
     }
 

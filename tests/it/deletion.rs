@@ -86,6 +86,30 @@ fn deleted_hold_is_enforced() {
     assert_eq!(lost, 2000 * 201 - read * 201, "{said}");
 }
 
+/// While no broker accepts anything, a file is read to its end and closed. Fails when its lines no longer count as unsent
+/// once no thread reads the path, or when the path is still shown after their acknowledgement.
+#[test]
+fn a_closed_file_counts_as_unsent_until_it_is_acknowledged() {
+    let folder = Folder::new();
+    let kafka = Scripted::away();
+    let (state, log) = (folder.path("state"), folder.path("f.log"));
+    let config = format!(
+        "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\ndriver = \"modern\"\n\
+         [[files]]\npaths = [{log:?}]\nstart = \"beginning\"\nfollow = false\n",
+        kafka.address()
+    );
+    folder.write("c.toml", config);
+    Lines::new("f", 0..100).append_to(&log);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    wait_status(&folder, &state, "it is closed", |s| {
+        s["files"][0]["state"] == "finished" && s["files"][0]["lag_bytes"] == 100 * 201
+    });
+    kafka.up(1);
+    wait_status(&folder, &state, "nothing is shown", |s| s["files"].as_array().is_some_and(Vec::is_empty));
+    agent.stop().expect_code(0);
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&[&Lines::new("f", 0..100)]);
+}
+
 /// While no broker accepts anything and memory is full: three files in turn at the path, the second of which is
 /// rotated and deleted before a line of it could be read. Fails when a tail waiting for memory does not check its
 /// file: the second one would go unnoticed.

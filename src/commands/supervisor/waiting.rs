@@ -80,7 +80,7 @@ impl Supervisor<'_, '_> {
             let mut files = self.board.files();
             let state = files.entry(file.found.path.clone()).or_default();
             state.topic = options.topic.to_string();
-            state.state = "unreadable".into();
+            (state.state, state.ended) = ("unreadable".into(), false);
             state.last_error = Some(format!("no thread is free to read it: {}", self.refusal));
         }
         match tail::reserve(&options, self.known, self.board) {
