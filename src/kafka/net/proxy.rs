@@ -116,8 +116,13 @@ impl Ask<'_> {
     /// HTTP's CONNECT.
     fn connect(&mut self, login: Option<Login<'_>>) -> Result<(), Trouble> {
         let user = login.as_ref().map(|(user, _)| *user);
-        self.stream.send(&connect_request(self.broker, login))?;
+        let pair = login.as_ref().map(|(user, password)| secret::basic(user.as_bytes(), password));
+        let pair = pair.as_ref().map_or("", |pair| pair);
+        self.stream.send(&connect_request(self.broker, pair))?;
         let HttpHead { status, shown, .. } = self.head()?;
+        // Some proxies quote the request.
+        let password = login.as_ref().map_or(&[][..], |(_, password)| password);
+        let shown = secret::one_line(&shown, &[password, pair.as_bytes()]);
         match (status, user) {
             (200..=299, _) => Ok(()),
             (407, None) => Err(wants_login(&format!("it answers {shown}"))),
@@ -205,12 +210,12 @@ fn not_a_proxy(kind: &str) -> Trouble {
     Trouble::Lost(Reason::new(why, "correct scheme, host and port in `proxy` of [kafka]"))
 }
 
-fn connect_request(broker: &str, login: Option<Login<'_>>) -> Zeroizing<Vec<u8>> {
+/// `pair`: user and password in Base64, or nothing.
+fn connect_request(broker: &str, pair: &str) -> Zeroizing<Vec<u8>> {
     let request = format!("CONNECT {broker} HTTP/1.1\r\nHost: {broker}\r\n");
-    match login {
-        None => Zeroizing::new([request.as_bytes(), b"\r\n"].concat()),
-        Some((user, password)) => {
-            let pair = secret::basic(user.as_bytes(), &password);
+    match pair {
+        "" => Zeroizing::new([request.as_bytes(), b"\r\n"].concat()),
+        _ => {
             let head: &[u8] = b"Proxy-Authorization: Basic ";
             secret::joined(&[request.as_bytes(), head, pair.as_bytes(), b"\r\n\r\n"])
         }

@@ -82,6 +82,12 @@ fn http_refuses() {
         ),
         (Some("me"), "HTTP/1.1 407 x\r\n\r\n", true, "it refuses user me with this password; correct"),
         (None, "HTTP/1.1 403 No\r\n\r\n", false, "does not allow CONNECT to kafka:9092 (403 No); allow"),
+        (
+            Some("me"),
+            "HTTP/1.1 503 bWU6czNjcmV0\r\n\r\n",
+            false,
+            "kafka:9092 ((its text contains the secret))",
+        ),
         (None, "HTTP/1.1 503 Down\r\n\r\n", false, "it cannot reach kafka:9092 (503 Down); check that"),
         (None, "HTTP/1.1 301 \x1b[1m\r\n\r\n", false, "it answers 301 ?[1m"),
         (None, "HTTP/1.1 2\r\n\r\n", false, "does not answer like a proxy for HTTP"),
