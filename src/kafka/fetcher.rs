@@ -67,7 +67,7 @@ enum Question {
     ProducerId,
 }
 
-/// One pass through the brokers, until one of them has answered.
+/// One pass through the brokers, until one of them has answered a question for metadata.
 #[derive(Debug)]
 struct Round {
     rest: VecDeque<BootstrapBroker>,
@@ -280,10 +280,14 @@ impl Fetcher {
         match done {
             Ok(learned) => {
                 // Only now: a broker that hangs up on every request would otherwise flap between up and down.
-                if let Some(Round { at: Some((_, address)), .. }) = self.round.take() {
+                if let Some(Round { at: Some((_, address)), .. }) = &self.round {
                     self.health.up(&format!("{address}, modern"));
-                    self.candidates.last = Some(address);
+                    self.candidates.last = Some(address.clone());
                     self.failures = 0;
+                }
+                // Until then the others of the round are asked soon if this one does not answer.
+                if learned {
+                    self.round = None;
                 }
                 learned
             }
