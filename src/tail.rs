@@ -548,15 +548,15 @@ impl Tail<'_> {
         };
         let step = follow::decide(at_path, &seen, self.shelf.len(), self.o.until, patience, self.turn);
         // A file that is not being read gives up its place in the budget's queue.
-        let reads = |i| matches!(step, Step::Read(r) | Step::SendRest(r) | Step::SendRecord(r) if r == i);
-        for (_, open) in self.open.iter_mut().enumerate().filter(|(i, _)| !reads(*i)) {
+        let read = match step {
+            Step::Read(i) | Step::SendRest(i) | Step::SendRecord(i) => Some(i),
+            _ => None,
+        };
+        for (_, open) in self.open.iter_mut().enumerate().filter(|(i, _)| Some(*i) != read) {
             open.place = None;
             open.prove()?;
         }
-        let is_decision = !matches!(
-            step,
-            Step::Read(_) | Step::SendRest(_) | Step::SendRecord(_) | Step::Wait(_) | Step::End
-        );
+        let is_decision = read.is_none() && !matches!(step, Step::Wait(_) | Step::End);
         let _decides = is_decision.then(decides).transpose()?;
         match step {
             Step::Open => self.open_new()?,
