@@ -109,6 +109,14 @@ pub struct Work {
     trouble: Option<String>,
 }
 
+/// Runs disk I/O, and shows meanwhile since when.
+fn shown<T>(board: &Board, io: impl FnOnce() -> T) -> T {
+    board.state().saving = Some(Instant::now());
+    let done = io();
+    board.state().saving = None;
+    done
+}
+
 impl Work {
     pub fn new(folder: StateFolder, registry: Arc<Registry>, board: Arc<Board>) -> Option<Work> {
         let StateFolder { store, marks, saved, sync, publisher, changed, .. } = folder;
@@ -184,10 +192,7 @@ impl Work {
         self.saved.wall_ms = clock::stamp(clock::now_ms(), self.saved.wall_ms);
         self.schedule.begun();
         format::write(&mut self.text, &self.saved);
-        self.board.state().saving = Some(Instant::now());
-        let done = self.store.save(&self.text, sync);
-        self.board.state().saving = None;
-        match done {
+        match shown(&self.board, || self.store.save(&self.text, sync)) {
             Ok(written) => {
                 self.schedule.saved(sync, Instant::now());
                 self.board.totals.state_bytes.fetch_add(written, Relaxed);
@@ -204,10 +209,7 @@ impl Work {
     }
 
     fn sync(&mut self) {
-        self.board.state().saving = Some(Instant::now());
-        let done = self.store.sync();
-        self.board.state().saving = None;
-        match done {
+        match shown(&self.board, || self.store.sync()) {
             Ok(()) => {
                 self.schedule.synced();
                 self.recovered();
