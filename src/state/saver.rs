@@ -198,6 +198,7 @@ impl Work {
                 self.board.totals.state_bytes.fetch_add(written, Relaxed);
                 let marks = &self.marks;
                 self.registry.saved(|stream| marks.release(stream));
+                marks.settle();
                 if let Some(publisher) = &self.publisher {
                     publisher.publish(SavedPositions::of(&self.saved));
                 }

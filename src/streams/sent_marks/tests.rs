@@ -105,6 +105,57 @@ fn a_power_loss_puts_everything_in_doubt() {
     assert_eq!(marks.again(), 9, "what was appended since is not in doubt");
 }
 
+/// Fails when each chunk of a busy stream is written, when a limit stays ahead after a save or a clean end, or when a kill
+/// counts more than what was written ahead.
+#[test]
+fn the_limit_of_a_busy_stream_runs_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let marks = first(&path);
+    let slot = marks.take(S, 0, 0);
+    let in_file = || word(&std::fs::read(&path).unwrap(), HEAD + 8);
+    let send = |line: u64| slot.raise(line * 100, line * 100 + 100, 1);
+    (0..10).for_each(send);
+    assert_eq!(in_file(), 1000, "the first chunks of a run are exact");
+    marks.settle();
+    let before = marks.written();
+    (10..20).for_each(send);
+    assert_eq!((in_file(), marks.written() - before), (2100, 8));
+    marks.settle();
+    assert_eq!(in_file(), 2000);
+    (20..22).for_each(send);
+    assert_eq!(in_file(), 3100);
+    marks.settle(); // two chunks: it is not busy any more
+    (22..24).for_each(send);
+    assert_eq!(in_file(), 2400);
+    marks.settle();
+    (24..30).for_each(send);
+    marks.settle();
+    (30..31).for_each(send);
+    assert_eq!(in_file(), 3700);
+    marks.end();
+    assert_eq!(in_file(), 3100);
+    send(31);
+    // Killed; saved up to 3100. Of the lines after 3200 only those are counted that the limit covers.
+    let limit = in_file();
+    let (marks, _) = open(&path, "boot-1");
+    let slot = marks.take(S, 3100, 3200);
+    (31..50).for_each(|line| slot.raise(line * 100, line * 100 + 100, 1));
+    assert_eq!(marks.again(), (limit - 3100) / 100);
+    assert!((1..=6).contains(&marks.again()), "{}", marks.again());
+}
+
+/// Fails when a stream that is opened a second time in a run forgets how far it was sent.
+#[test]
+fn a_stream_opened_again_keeps_its_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let marks = first(&path);
+    marks.take(S, 0, 0).raise(0, 500, 5);
+    marks.take(S, 100, 500).raise(100, 200, 1);
+    assert_eq!(open(&path, "boot-1").1.limits[&S], 500);
+}
+
 /// Fails when a freed slot's old limit is taken for the new stream's, or slots are never reused.
 #[test]
 fn slots_are_reused() {
