@@ -15,6 +15,7 @@ pub mod pattern;
 mod watches;
 
 use crate::heartbeat::Heartbeat;
+use crate::network_fs::is_generated;
 use crate::pace::{self, ReadPace};
 use crate::packed::{Packed, packing};
 use crate::wake_slot::{Events, WakeSlot};
@@ -460,6 +461,8 @@ impl<'a> Watch<'a> {
             self.settle(&path);
         } else if !m.is_file() {
             self.refuse(path, kind(m));
+        } else if is_generated(&path, m) {
+            self.refuse(path, GENERATED);
         } else if self.own.contains(&(m.dev(), m.ino())) {
             self.refuse(path, "is this agent's own log");
         } else {
@@ -551,6 +554,8 @@ fn delay(sources: &[Watched]) -> Duration {
 fn wake(slot: &Slot) -> u32 {
     slot.wake.look().into()
 }
+
+const GENERATED: &str = "is made by the kernel while it is read, and has no size";
 
 fn kind(m: &fs::Metadata) -> &'static str {
     let t = m.file_type();

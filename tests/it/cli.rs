@@ -235,3 +235,33 @@ fn tail_prints_lines_as_they_arrive() {
     assert_eq!(agent.wait_lines(n + 1)[0], b"old");
     agent.stop().expect_code(0);
 }
+
+/// std opens /dev/null in place of a closed standard output. Fails when lines count as delivered there.
+#[test]
+fn a_closed_standard_output_takes_no_line() {
+    let folder = Folder::new();
+    folder.write("f.log", "one\n");
+    let closed = ["sh", "-c", "exec \"$@\" >&-", "sh"];
+    for args in ["run --once --from beginning --output stdout --state-dir state f.log", "tail f.log"] {
+        let done = folder.started_by(closed, args).run().expect_code(1);
+        assert!(done.stderr.contains("standard output: Bad file descriptor"), "{args}: {}", done.stderr);
+    }
+    let once = "run --once --from beginning --output stdout --state-dir state f.log";
+    assert_eq!(folder.agent_line(once).run().expect_code(0).stdout, b"one\n");
+}
+
+/// `/` has no parent folder; a file of /proc has a size of 0. Fails when nothing is said about them.
+#[test]
+fn the_root_folder_and_a_file_of_the_kernel() {
+    let folder = Folder::new();
+    for (path, said) in [
+        ("/", "/: it is a folder, so nothing in it is read"),
+        (
+            "/proc/cpuinfo",
+            "/proc/cpuinfo: is made by the kernel while it is read, and has no size; it is not followed",
+        ),
+    ] {
+        let done = folder.agent_line("run --once --from beginning").arg(path).run().expect_code(0);
+        assert!(done.stderr.contains(said) && done.stdout.is_empty(), "{path}: {}", done.stderr);
+    }
+}
