@@ -511,7 +511,7 @@ impl<'a> Watch<'a> {
         let watches = OfPath::default();
         let entry = Slot { wake: wake.clone(), watches, link, at_path, state: (0, 0), walk: self.walk };
         self.slots.insert(path.clone(), entry);
-        if self.reported.remove(&path).is_some() {
+        if at_path.is_some() && self.reported.remove(&path).is_some() {
             info!("{}: is a regular file now", path.display());
         }
         self.watch_file(&path);
