@@ -115,10 +115,10 @@ fn a_mute_address_of_a_name_is_a_warning() {
     let (folder, topic) = (Folder::new(), broker.topic(1));
     folder.write("hosts", "::1 two.test\n127.0.0.1 two.test\n");
     let Ok(answers) = std::net::TcpListener::bind(("127.0.0.1", port)) else { return };
-    let address = broker.address.clone();
+    let address: std::net::SocketAddr = broker.address.parse().unwrap();
     thread::spawn(move || {
         for client in answers.incoming().flatten() {
-            let to = std::net::TcpStream::connect(&address).unwrap();
+            let to = std::net::TcpStream::connect_timeout(&address, SOON).unwrap();
             let (mut from, mut back) = (client.try_clone().unwrap(), to.try_clone().unwrap());
             let (mut to, mut client) = (to, client);
             thread::spawn(move || std::io::copy(&mut from, &mut to));

@@ -251,7 +251,7 @@ fn a_closed_standard_output_takes_no_line() {
     assert_eq!(folder.agent_line(once).run().expect_code(0).stdout, b"one\n");
 }
 
-/// `/` has no parent folder; a file of /proc has a size of 0. Fails when nothing is said about them.
+/// `/` has no parent folder; a file of /proc has a size of 0. Fails when they are passed over in silence.
 #[test]
 fn the_root_folder_and_a_file_of_the_kernel() {
     let folder = Folder::new();
