@@ -85,7 +85,7 @@ pub fn list_former_targets(path: &Path) -> io::Result<Vec<Sibling>> {
 }
 
 /// Where the path leads if it is a symlink to something below its own folder.
-fn target(path: &Path) -> Option<PathBuf> {
+pub fn target(path: &Path) -> Option<PathBuf> {
     let real = fs::canonicalize(path).ok().filter(|real| real != path)?;
     let own = fs::canonicalize(path.parent()?).ok()?;
     real.starts_with(own).then_some(real)
