@@ -20,13 +20,14 @@ use crate::journal::reread::WantedEntries;
 use crate::private_file;
 use crate::producer::batch::{BatchGroup, Pick};
 use crate::producer::recovered::{RecoveredState, Resumed};
-use crate::record::{StreamId, Topic};
+use crate::record::{Identity, StreamId, Topic};
 use crate::report::{Board, Progress};
 use crate::state::{Footing, StateFolder};
 use crate::stop;
 use crate::streams::mailbox::Mailbox;
 use crate::streams::{Saved, SavedPositions, SavedStream};
 use crate::tail::reread::{self, reread};
+use crate::watch::pattern::paths_to;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -155,7 +156,7 @@ fn resume(
     board: &Board,
 ) -> Result<Vec<Resumed>, Error> {
     let streams: HashMap<StreamId, &SavedStream> = saved.streams.iter().map(|s| (s.stream, s)).collect();
-    let mut bytes = read_all(&loaded.groups, &streams, journals, kept)?;
+    let mut bytes = read_all(&loaded.groups, &streams, (sources, journals), kept)?;
     let share = |topic: &Topic| {
         let of_files = sources.iter().map(|s| (&s.tail.topic, &s.tail.reading.share));
         let of_journals = journals.iter().map(|j| (&j.options.topic, &j.options.reading.share));
@@ -226,7 +227,7 @@ fn give_up(board: &Board, lines: usize, piece: &ChunkPiece, streams: &HashMap<St
 fn read_all(
     groups: &[Rebuild],
     streams: &HashMap<StreamId, &SavedStream>,
-    journals: &[JournalSourceOptions],
+    (sources, journals): (&[SourceOptions], &[JournalSourceOptions]),
     kept: &FdStore,
 ) -> Result<HashMap<(StreamId, u64), Vec<u8>>, Error> {
     let mut wanted: HashMap<StreamId, Vec<reread::Wanted>> = HashMap::new();
@@ -235,10 +236,13 @@ fn read_all(
         of.push(reread::Wanted { range: p.range.clone(), crc: p.crc });
     }
     let mut out = entries(groups, streams, journals);
+    let patterns = || sources.iter().flat_map(|s| &s.watched.patterns);
+    let followed = |file: &Identity| paths_to(patterns(), (file.dev, file.ino));
     for (stream, wanted) in wanted {
         let of_files = |s: &&&SavedStream| s.at.mark.seqnum().is_none();
         let Some(s) = streams.get(&stream).filter(of_files) else { continue };
-        let found = reread(&s.path, &s.identity, kept.of(stream).as_ref(), &wanted).map_err(|e| {
+        let kept = kept.of(stream);
+        let found = reread(&s.path, &s.identity, kept.as_ref(), &followed, &wanted).map_err(|e| {
             let fix = "let the agent's user read its folder; batches that may have been sent are rebuilt from there";
             Error::failed(format_args!("read {}", s.path.display()), e, fix)
         })?;

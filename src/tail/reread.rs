@@ -24,11 +24,13 @@ const LOOKS: u32 = 4;
 const APART: Duration = Duration::from_millis(50);
 
 /// The bytes of each range, in the order requested; `None`: not found. An error concerns the folder and may be transient.
-/// `kept`: the stream's file, if the descriptor store kept it from the last run.
+/// `kept`: the stream's file, if the descriptor store kept it from the last run. `followed`: the followed paths that lead to
+/// the stream's file.
 pub fn reread(
     path: &Path,
     identity: &Identity,
     kept: Option<&File>,
+    followed: &dyn Fn(&Identity) -> Vec<PathBuf>,
     wanted: &[Wanted],
 ) -> io::Result<Vec<Option<Vec<u8>>>> {
     let mut found = vec![None; wanted.len()];
@@ -42,7 +44,7 @@ pub fn reread(
         if look > 0 {
             let _ = after(APART).recv();
         }
-        look_once(path, identity, wanted, &mut found)?;
+        look_once(path, identity, followed, wanted, &mut found)?;
         if found.iter().all(Option::is_some) {
             break;
         }
@@ -53,6 +55,7 @@ pub fn reread(
 fn look_once(
     path: &Path,
     identity: &Identity,
+    followed: &dyn Fn(&Identity) -> Vec<PathBuf>,
     wanted: &[Wanted],
     found: &mut [Option<Vec<u8>>],
 ) -> io::Result<()> {
@@ -67,7 +70,11 @@ fn look_once(
     }
     // Its name may be another log's by now.
     if files.iter().all(|(other, ..)| *other) {
-        let renamed = beside(path, identity).into_iter().filter_map(|path| identity::open(&path).ok());
+        let mut names = beside(path, identity);
+        if names.is_empty() {
+            names = followed(identity);
+        }
+        let renamed = names.into_iter().filter_map(|path| identity::open(&path).ok());
         let own = renamed.filter(|(_, look)| look.identity == *identity);
         files.extend(own.map(|(file, _)| (false, Packed::Plain, file)));
     }
@@ -144,17 +151,19 @@ mod tests {
         let wanted = [Wanted { range: 0..6, crc: crc32c::crc32c(b"bytes\n") }];
         let want = [Some(b"bytes\n".to_vec())];
         std::fs::write(at("a.log"), "other\n").unwrap();
-        assert_eq!(reread(&at("a.log"), &identity, None, &wanted).unwrap(), want);
+        assert_eq!(reread(&at("a.log"), &identity, None, &|_| Vec::new(), &wanted).unwrap(), want);
         std::fs::create_dir(at("links")).unwrap();
+        let elsewhere = |_: &Identity| vec![at("b.log")];
+        assert_eq!(reread(&at("links/a.log"), &identity, None, &elsewhere, &wanted).unwrap(), want);
         std::os::unix::fs::symlink("links/2", at("current")).unwrap();
         std::fs::write(at("links/2"), "other\n").unwrap();
         std::fs::hard_link(at("b.log"), at("links/1")).unwrap();
         std::fs::remove_file(at("b.log")).unwrap();
-        assert_eq!(reread(&at("current"), &identity, None, &wanted).unwrap(), want);
+        assert_eq!(reread(&at("current"), &identity, None, &|_| Vec::new(), &wanted).unwrap(), want);
         let mut e = GzEncoder::new(File::create(at("c.log.2.gz")).unwrap(), Compression::fast());
         e.write_all(b"bytes\n").unwrap();
         e.finish().unwrap();
-        assert_eq!(reread(&at("c.log.1"), &identity, None, &wanted).unwrap(), want);
+        assert_eq!(reread(&at("c.log.1"), &identity, None, &|_| Vec::new(), &wanted).unwrap(), want);
     }
 
     /// Fails when bytes are not found after a rotation, in a copy or in a `.gz`, or when other bytes are accepted.
@@ -170,8 +179,9 @@ mod tests {
             (Wanted { range: range.clone(), crc: crc32c::crc32c(bytes) }, Some(bytes.to_vec()))
         };
         let (wanted, want): (Vec<_>, Vec<_>) = [1000..2000, 5000..100_000, 0..10].map(of).into_iter().unzip();
-        let check =
-            |want: &[Option<Vec<u8>>]| assert_eq!(reread(&path, &identity, None, &wanted).unwrap(), want);
+        let check = |want: &[Option<Vec<u8>>]| {
+            assert_eq!(reread(&path, &identity, None, &|_| Vec::new(), &wanted).unwrap(), want)
+        };
         check(&want);
         #[allow(clippy::disallowed_methods)]
         std::fs::rename(&path, dir.path().join("a.log.1")).unwrap();
@@ -186,6 +196,6 @@ mod tests {
         check(&[None, None, None]);
         let mut gone = tempfile::tempfile().unwrap();
         gone.write_all(&content).unwrap();
-        assert_eq!(reread(&path, &identity, Some(&gone), &wanted).unwrap(), want);
+        assert_eq!(reread(&path, &identity, Some(&gone), &|_| Vec::new(), &wanted).unwrap(), want);
     }
 }

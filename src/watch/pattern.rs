@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Maximum depth below a `**`. Symlinked folders are not entered there, so this only guards against odd trees.
@@ -37,6 +38,22 @@ pub trait Visitor {
     fn file(&mut self, path: PathBuf, m: fs::Metadata);
     /// A folder behind an untrusted symlink; its content is skipped.
     fn refused(&mut self, _folder: &Path, _why: &io::Error) {}
+}
+
+/// The paths among those of the patterns that lead to this file now, whose device and inode are given.
+pub fn paths_to<'p>(patterns: impl Iterator<Item = &'p Pattern>, file: (u64, u64)) -> Vec<PathBuf> {
+    struct Same((u64, u64), Vec<PathBuf>);
+    impl Visitor for Same {
+        fn folder(&mut self, _: &Path) {}
+        fn file(&mut self, path: PathBuf, m: fs::Metadata) {
+            if (m.dev(), m.ino()) == self.0 {
+                self.1.push(path);
+            }
+        }
+    }
+    let mut same = Same(file, Vec::new());
+    patterns.for_each(|pattern| pattern.walk(&mut same));
+    same.1
 }
 
 impl Pattern {

@@ -171,6 +171,22 @@ fn deleted_source_is_counted() {
     assert!(totals(&killed.folder)["totals"]["uncertain"].as_u64().unwrap() > 0);
 }
 
+/// A file with an open batch gets another name that the pattern matches, in the folder or below it. Fails when the batch is
+/// rebuilt only from files whose names begin with the log's.
+#[test]
+fn renamed_source_doubles_nothing() {
+    for name in ["z.log", "below/z.log"] {
+        let killed = Killed::on(Broker::shared(Version::V41));
+        let config = std::fs::read_to_string(killed.folder.path("c.toml")).unwrap();
+        killed.folder.write("c.toml", config.replace("/*.log", "/**/*.log"));
+        killed.folder.mkdir("below");
+        killed.folder.rename("a.log", name);
+        let (log, delivered, status) = killed.resume();
+        delivered.assert_exactly_once(&[&killed.lines()]);
+        assert_eq!(announced(&status), 0, "{log}");
+    }
+}
+
 /// Deleted while its last batches have no answer, and kept by the service manager. Fails when batches are rebuilt
 /// from paths only.
 #[test]
