@@ -434,7 +434,14 @@ impl SentMarks {
     /// The stream is finished, and saved as such.
     pub fn release(&self, stream: StreamId) {
         let mut slots = lock(&self.slots);
+        let holders = |place: &MarkPlace| place.taken.as_ref().map_or(0, |of| Arc::strong_count(&of.reach));
+        // Besides the place and the progress that is saved, a tail may hold it that is just opening the file again.
+        if slots.places.get(&stream).is_some_and(|place| holders(place) > 2) {
+            return;
+        }
         if let Some(place) = slots.places.remove(&stream) {
+            // If it is opened again, it gets another slot: two would contradict each other.
+            self.write(HEAD + place.index * SLOT, &record(StreamId(0), 0));
             slots.free.push(place.index);
         }
     }

@@ -175,6 +175,41 @@ fn slots_are_reused() {
     assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
 }
 
+/// A rotated file that was read to its end is written again. Fails when its old slot, which is free by then, still says how far
+/// it was sent before.
+#[test]
+fn a_finished_stream_that_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let marks = first(&path);
+    let other = StreamId(8);
+    marks.take(other, 0, 0).raise(0, 100, 1);
+    marks.take(S, 0, 0).raise(0, 100, 1);
+    marks.release(S);
+    marks.release(other);
+    marks.take(S, 100, 100).raise(100, 500, 4);
+    assert_eq!(open(&path, "boot-1").1.limits, HashMap::from([(S, 500)]));
+}
+
+/// The same while the save that says "finished" is still running. Fails when the stream writes to a slot that is free, or
+/// another's by then.
+#[test]
+fn a_stream_that_is_opened_again_before_its_end_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let marks = first(&path);
+    let read = marks.take(S, 0, 0);
+    read.raise(0, 100, 1);
+    let again = marks.take(S, 100, 500);
+    marks.release(S);
+    marks.take(StreamId(8), 0, 0).raise(0, 50, 1);
+    again.raise(100, 500, 4);
+    assert_eq!(open(&path, "boot-1").1.limits, HashMap::from([(S, 500), (StreamId(8), 50)]));
+    drop(read);
+    marks.release(S);
+    assert_eq!(open(&path, "boot-1").1.limits, HashMap::from([(StreamId(8), 50)]));
+}
+
 /// Fails when a damaged file is trusted.
 #[test]
 fn damage_is_not_trusted() {
