@@ -195,10 +195,10 @@ impl Board {
         }
     }
 
-    /// The progress of a stream opened at offset `at` while its file holds `size` bytes. What was sent of the stream
-    /// is persisted in its sent mark.
-    pub fn progress(&self, stream: StreamId, at: u64, size: u64) -> Arc<Progress> {
-        Arc::new(Progress::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, size))))
+    /// The progress of a stream opened at offset `at`, of `size` bytes as far as is known, and `most` at most. What was sent
+    /// of the stream is persisted in its sent mark.
+    pub fn progress(&self, stream: StreamId, at: u64, size: u64, most: u64) -> Arc<Progress> {
+        Arc::new(Progress::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, most))))
     }
 
     /// `lines` are about to be sent again although their last attempt may have been stored, without a producer id to

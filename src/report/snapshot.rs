@@ -467,7 +467,8 @@ mod tests {
 
     fn board() -> (Board, Arc<Progress>, Arc<Progress>) {
         let board = Board::default();
-        let (old, live) = (board.progress(StreamId(3), 50, 100), board.progress(StreamId(4), 0, 1000));
+        let (old, live) =
+            (board.progress(StreamId(3), 50, 100, 100), board.progress(StreamId(4), 0, 1000, 1000));
         live.frame(600);
         live.acked.store(400, Relaxed);
         live.belongs(StreamId(4), Identity { dev: 1, ino: 2, born: None });

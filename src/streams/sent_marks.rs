@@ -380,8 +380,8 @@ impl SentMarks {
         }
     }
 
-    /// The slot of a stream opened at `at` while its file holds `size` bytes. Returns the same slot when called again
-    /// in the same run.
+    /// The slot of a stream opened at `at` while its file holds `size` bytes ([`u64::MAX`]: unknown). Returns the same slot
+    /// when called again in the same run.
     pub fn take(self: &Arc<Self>, stream: StreamId, at: u64, size: u64) -> SentMark {
         let mut slots = lock(&self.slots);
         let (index, old) = match slots.places.get(&stream) {
@@ -395,12 +395,8 @@ impl SentMarks {
                 (index, None)
             }
         };
-        let limit = match old {
-            Some(u64::MAX) => size,
-            Some(limit) => limit,
-            None => slots.unsaved.min(size),
-        };
-        let limit = limit.max(at);
+        // What is not in the file yet was not sent, even if the limit was written ahead.
+        let limit = old.unwrap_or(slots.unsaved).min(size).max(at);
         let reach = Reach { sent: limit, limit, settled: limit, chunks: 0, ahead: 0 };
         let of = Taken { doubtful: self.in_doubt(limit, at), reach: Arc::new(Mutex::new(reach)) };
         slots.places.insert(stream, MarkPlace { index, limit, taken: Some(of.clone()) });

@@ -105,8 +105,8 @@ fn a_power_loss_puts_everything_in_doubt() {
     assert_eq!(marks.again(), 9, "what was appended since is not in doubt");
 }
 
-/// Fails when each chunk of a busy stream is written, when a limit stays ahead after a save or a clean end, or when a kill
-/// counts more than what was written ahead.
+/// Fails when each chunk of a busy stream is written, when a limit stays ahead after a save or a clean end, or when a
+/// kill also counts lines that the file did not hold yet at the next start.
 #[test]
 fn the_limit_of_a_busy_stream_runs_ahead() {
     let dir = tempfile::tempdir().unwrap();
@@ -133,16 +133,14 @@ fn the_limit_of_a_busy_stream_runs_ahead() {
     marks.settle();
     (30..31).for_each(send);
     assert_eq!(in_file(), 3700);
+    let killed = dir.path().join("killed");
+    std::fs::copy(&path, &killed).unwrap();
     marks.end();
     assert_eq!(in_file(), 3100);
-    send(31);
-    // Killed; saved up to 3100. Of the lines after 3200 only those are counted that the limit covers.
-    let limit = in_file();
-    let (marks, _) = open(&path, "boot-1");
-    let slot = marks.take(S, 3100, 3200);
-    (31..50).for_each(|line| slot.raise(line * 100, line * 100 + 100, 1));
-    assert_eq!(marks.again(), (limit - 3100) / 100);
-    assert!((1..=6).contains(&marks.again()), "{}", marks.again());
+    let (marks, _) = open(&killed, "boot-1");
+    let slot = marks.take(S, 3000, 3200);
+    (30..50).for_each(|line| slot.raise(line * 100, line * 100 + 100, 1));
+    assert_eq!(marks.again(), 2, "what came after the start is not in doubt");
 }
 
 /// Fails when a stream that is opened a second time in a run forgets how far it was sent.
