@@ -65,11 +65,16 @@ const MOST_AHEAD: u64 = 64 << 10;
 pub struct SentMarks {
     /// `None`: nothing survives a kill.
     file: Option<File>,
+    /// Empty if the kernel does not report a boot id.
+    boot: String,
     slots: Mutex<Places>,
     counts: Mutex<Counts>,
     /// Bytes written.
     written: AtomicU64,
+    /// A write failed, so the file is empty, or says too little.
     broken: AtomicBool,
+    /// That was logged.
+    reported: AtomicBool,
     /// The first chunk of this run has been noted.
     began: Once,
     /// Lines sent again are not duplicates, because the broker deduplicates them.
@@ -203,16 +208,18 @@ fn is_ours(bytes: &[u8]) -> bool {
 impl SentMarks {
     /// Without a file: nothing survives a restart.
     pub fn nowhere() -> SentMarks {
-        SentMarks::with(None, Places::default(), false)
+        SentMarks::with(None, "", Places::default(), false)
     }
 
-    fn with(file: Option<File>, slots: Places, recognized: bool) -> SentMarks {
+    fn with(file: Option<File>, boot: &str, slots: Places, recognized: bool) -> SentMarks {
         SentMarks {
             file,
+            boot: boot.into(),
             slots: Mutex::new(slots),
             counts: Mutex::default(),
             written: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
             began: Once::new(),
             recognized: AtomicBool::new(recognized),
             #[cfg(test)]
@@ -225,7 +232,7 @@ impl SentMarks {
     pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(SentMarks, FoundMarks)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..BOUND as usize]);
+        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot));
         if !is_ours(&bytes) || !(same_boot || word(&bytes, RUNNING) == 0) {
             let mut found = FoundMarks { stale: true, ..FoundMarks::default() };
             if is_ours(&bytes) {
@@ -233,7 +240,7 @@ impl SentMarks {
                 (found.resent, found.again) = (word(&bytes, RESENT), word(&bytes, AGAIN));
                 found.bound = word(&bytes, BOUND);
             }
-            return Ok((SentMarks::with(Some(file), Places::default(), recognized), found));
+            return Ok((SentMarks::with(Some(file), boot, Places::default(), recognized), found));
         }
         let unsaved = word(&bytes, UNSAVED);
         let mut slots = Places { len: (bytes.len() as u64 - HEAD) / SLOT, unsaved, ..Places::default() };
@@ -256,7 +263,7 @@ impl SentMarks {
             bound: word(&bytes, BOUND),
             unsaved,
         };
-        let marks = SentMarks::with(Some(file), slots, recognized);
+        let marks = SentMarks::with(Some(file), boot, slots, recognized);
         marks.count_from(found.counts(Counts::default()));
         Ok((marks, found))
     }
@@ -296,15 +303,9 @@ impl SentMarks {
 
     /// Recreates the file for this boot with the known limits per stream and the limit of unsaved streams
     /// ([`u64::MAX`]: everything that exists when it is opened). Call before any slot is taken.
-    pub fn begin(&self, boot: &str, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
+    pub fn begin(&self, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
         let mut slots = Places { unsaved, ..Places::default() };
-        let mut bytes = head(boot);
-        let counts = *lock(&self.counts);
-        let words =
-            [(BOUND, counts.bound), (RESENT, counts.resent), (AGAIN, counts.again), (UNSAVED, unsaved)];
-        for (at, total) in words {
-            bytes[at as usize..at as usize + 8].copy_from_slice(&total.to_le_bytes());
-        }
+        let mut bytes = self.header(&lock(&self.counts), 0, unsaved);
         for (stream, limit) in limits {
             slots.places.insert(stream, MarkPlace { index: slots.len, limit, taken: None });
             bytes.extend_from_slice(&record(stream, limit));
@@ -326,6 +327,36 @@ impl SentMarks {
             self.check(done.and_then(|()| file.write_all_at(&bytes[..head], 0)));
             self.written.fetch_add(bytes.len() as u64, Relaxed);
             self.sync(); // a header on disk without its slots would understate the limits
+        }
+    }
+
+    fn header(&self, counts: &Counts, running: u64, unsaved: u64) -> Vec<u8> {
+        let mut bytes = head(&self.boot);
+        let words = [counts.bound, counts.resent, running, counts.again, unsaved];
+        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        bytes
+    }
+
+    /// Writes the whole file again after a write has failed: a save has succeeded since.
+    fn rewrite(&self, file: &File) {
+        if file.set_len(0).is_err() {
+            return;
+        }
+        self.began.call_once(|| {}); // the header says so
+        let slots = lock(&self.slots);
+        self.broken.store(false, Relaxed); // from now on, each chunk writes its limit
+        for (stream, place) in &slots.places {
+            let reach = place.taken.as_ref().map(|of| lock(&of.reach));
+            let limit = reach.as_ref().map_or(place.limit, |reach| reach.limit);
+            self.write(HEAD + place.index * SLOT, &record(*stream, limit));
+        }
+        // Without it, the file is not trusted.
+        let counts = lock(&self.counts);
+        self.write(0, &self.header(&counts, 1, slots.unsaved));
+        self.sync();
+        if !self.is_broken() {
+            self.reported.store(false, Relaxed);
+            log::info!("`air` in the state folder is written again");
         }
     }
 
@@ -409,6 +440,9 @@ impl SentMarks {
 
     /// Brings back the limits that were written ahead. Called after each save.
     pub fn settle(&self) {
+        if let Some(file) = self.file.as_ref().filter(|_| self.is_broken()) {
+            self.rewrite(file);
+        }
         for place in lock(&self.slots).places.values() {
             let Some(of) = &place.taken else { continue };
             let mut reach = lock(&of.reach);
@@ -478,9 +512,10 @@ impl SentMarks {
         let (Err(e), Some(file)) = (done, &self.file) else { return };
         // An empty file means "nothing known", which is true; the old content would understate the limits.
         let _ = file.set_len(0);
-        if !self.broken.swap(true, Relaxed) {
+        self.broken.store(true, Relaxed);
+        if !self.reported.swap(true, Relaxed) {
             log::error!(
-                "write `air` in the state folder: {e}; free disk space: after a crash doubled_at_most will count every line that is read again"
+                "write `air` in the state folder: {e}; free disk space: until positions are saved again, a crash makes doubled_at_most count every line that is read again"
             );
         }
     }
@@ -509,8 +544,7 @@ impl SentMark {
 
 fn head(boot: &str) -> Vec<u8> {
     let mut head = format!("{MAGIC}{boot}\n").into_bytes();
-    head.truncate(RESENT as usize);
-    head.resize(HEAD as usize, 0);
+    head.resize(BOUND as usize, 0);
     head
 }
 
