@@ -45,6 +45,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Once};
+use std::time::{Duration, Instant};
 
 const MAGIC: &str = "logagent air 2 ";
 const HEAD: u64 = 96;
@@ -71,6 +72,11 @@ pub struct SentMarks {
     counts: Mutex<Counts>,
     /// Bytes written.
     written: AtomicU64,
+    /// `counts.again`, for the status: `counts` is locked while the disk is written.
+    again: AtomicU64,
+    /// When the last chunk's write began, in ms after `opened`, plus 1; 0 when it has returned.
+    writing: AtomicU64,
+    opened: Instant,
     /// A write failed, so the file is empty, or says too little.
     broken: AtomicBool,
     /// That was logged.
@@ -218,6 +224,9 @@ impl SentMarks {
             slots: Mutex::new(slots),
             counts: Mutex::default(),
             written: AtomicU64::new(0),
+            again: AtomicU64::new(0),
+            writing: AtomicU64::new(0),
+            opened: Instant::now(),
             broken: AtomicBool::new(false),
             reported: AtomicBool::new(false),
             began: Once::new(),
@@ -272,6 +281,7 @@ impl SentMarks {
     pub fn count_from(&self, counts: Counts) {
         // An earlier run's unused reserve is dropped.
         *lock(&self.counts) = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
+        self.again.store(counts.again, Relaxed);
     }
 
     /// Updates the counts and writes them, raising the bound first if necessary. The lock is held throughout, so a
@@ -280,6 +290,7 @@ impl SentMarks {
         let mut counts = lock(&self.counts);
         let before = *counts;
         change(&mut counts);
+        self.again.store(counts.again, Relaxed);
         let sum = counts.sum();
         let passed = sum > counts.bound;
         if passed {
@@ -488,7 +499,13 @@ impl SentMarks {
 
     /// Lines sent again that an earlier run may have sent, over all runs.
     pub fn again(&self) -> u64 {
-        lock(&self.counts).again
+        self.again.load(Relaxed)
+    }
+
+    /// When the write began that a chunk waits for.
+    pub fn writing(&self) -> Option<Instant> {
+        let since = self.writing.load(Relaxed).checked_sub(1)?;
+        Some(self.opened + Duration::from_millis(since))
     }
 
     /// A limit could not be written, so the file is no longer reliable.
@@ -524,6 +541,13 @@ impl SentMarks {
 impl SentMark {
     /// Lines of a chunk `start..end` are about to be sent for the first time.
     pub fn raise(&self, start: u64, end: u64, lines: u64) {
+        let marks = &self.marks;
+        marks.writing.store(marks.opened.elapsed().as_millis() as u64 + 1, Relaxed);
+        self.raise_to(start, end, lines);
+        marks.writing.store(0, Relaxed);
+    }
+
+    fn raise_to(&self, start: u64, end: u64, lines: u64) {
         self.marks.began.call_once(|| {
             self.marks.write(RUNNING, &1u64.to_le_bytes());
             self.marks.sync();
