@@ -1,5 +1,5 @@
-//! Notices that the disk of the state folder does not answer. Only what still runs can notice: whoever takes the status, and
-//! the tails with each chunk; the threads that write are waiting inside the kernel.
+//! Notices that the disk of the state folder does not answer. The threads that write to it wait inside the kernel, so the status
+//! looks when it is asked for, and a tail with each chunk.
 
 use super::Board;
 use super::log_throttle::LogThrottle;
