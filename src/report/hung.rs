@@ -55,8 +55,7 @@ impl Board {
         hung.or(saving.filter(late).map(|since| HungWrite { since, blocks: false }))
     }
 
-    /// Logs that the disk does not answer, and that it does again. A disk that is slow again and again is logged ever less
-    /// often.
+    /// Logs that the disk does not answer, and that it does again; rarely, if that happens often.
     pub fn report_hung_write(&self, now: Instant) {
         let reports = &self.hung_reports;
         match self.hung_write(now) {
