@@ -73,7 +73,7 @@ mod tests {
     use super::*;
     use crossbeam_channel::after;
 
-    /// Fails when a walk waits for a file system that hangs, asks it again while it hangs, or stays away for ever.
+    /// Fails when a walk waits for a file system that hangs, asks it again while it hangs, or never walks it again.
     #[test]
     fn a_folder_that_hangs_for_a_while() {
         let mut remote = RemoteFolders::default();
