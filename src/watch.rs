@@ -16,6 +16,7 @@ pub mod pattern;
 mod watches;
 
 use crate::heartbeat::Heartbeat;
+use crate::network_fs::is_generated;
 use crate::pace::{self, ReadPace};
 use crate::packed::{Packed, packing};
 use crate::wake_slot::{Events, WakeSlot};
@@ -472,6 +473,8 @@ impl<'a> Watch<'a> {
             self.settle(&path);
         } else if !m.is_file() {
             self.refuse(path, kind(m));
+        } else if is_generated(&path, m) {
+            self.refuse(path, GENERATED);
         } else if self.own.contains(&(m.dev(), m.ino())) {
             self.refuse(path, "is this agent's own log");
         } else {
@@ -520,7 +523,7 @@ impl<'a> Watch<'a> {
         let watches = OfPath::default();
         let entry = Slot { wake: wake.clone(), watches, link, at_path, state: (0, 0), walk: self.walk };
         self.slots.insert(path.clone(), entry);
-        if self.reported.remove(&path).is_some() {
+        if at_path.is_some() && self.reported.remove(&path).is_some() {
             info!("{}: is a regular file now", path.display());
         }
         self.watch_file(&path);
@@ -563,6 +566,8 @@ fn delay(sources: &[Watched]) -> Duration {
 fn wake(slot: &Slot) -> u32 {
     slot.wake.look().into()
 }
+
+const GENERATED: &str = "is made by the kernel while it is read, and has no size";
 
 fn kind(m: &fs::Metadata) -> &'static str {
     let t = m.file_type();

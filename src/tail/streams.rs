@@ -275,6 +275,7 @@ impl Tail<'_> {
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
         self.count_lost(lost, "it was deleted, and deleted_hold is exceeded");
+        open.origin.progress.saw(open.at.offset, self.now); // the rest does not lag: it is lost
         self.show_left(open.origin.progress.clone());
         self.show();
         self.out.close(Closed { stream: open.origin.stream, why: Ending::Gone { lost } });
