@@ -1,4 +1,4 @@
-//! Files that can be used and files that cannot, and what is said about errors.
+//! Files that can be used and files that cannot, and what errors report.
 
 use super::*;
 
