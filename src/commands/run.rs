@@ -8,7 +8,7 @@
 
 use super::journals::Journals;
 use super::options::{self, Shares};
-use super::recover::{Recovered, recover};
+use super::recover::{Recovered, forget, recover};
 use super::supervisor::Supervisor;
 use super::watchdog::Watchdog;
 use super::{drivers, inherited, reload};
@@ -86,7 +86,10 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
             let sources = (&*sources, &*journals, &budget);
             Some(recover(settings, sources, &mut folder, &mut saved, mailbox, &store, &board)?)
         }
-        None => None,
+        None => {
+            config.agent.state_dir.as_deref().map_or(Ok(()), forget)?;
+            None
+        }
     };
     let registry = folder.registry(&board);
     let saver = Saver::start(folder, registry.clone(), &board)?;
