@@ -29,6 +29,8 @@ use crate::streams::{Saved, SavedPositions, SavedStream};
 use crate::tail::reread::{self, reread};
 use crate::watch::pattern::paths_to;
 use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -59,7 +61,7 @@ pub fn recover(
         Error::failed(format_args!("open {}", path.display()), e, fix)
     };
     let (store, found) = private_file::open_or_create(&path).and_then(IntentFile::open).map_err(trouble)?;
-    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
     let binding = Binding { machine, boot: clock::boot_id(), synced: always };
     let saved_positions = SavedPositions::of(saved);
     let mut loaded = match doubt(&found, &binding, state.found, saved) {
@@ -111,13 +113,28 @@ pub fn recover(
     Ok(Recovered { intents, once, for_tails })
 }
 
+/// For a run without exactly-once: it sends lines under other numbers, after which the log of an earlier run proves
+/// nothing.
+pub fn forget(folder: &Path) -> Result<(), Error> {
+    let path = folder.join("flights");
+    let removed = match fs::remove_file(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        // Synced: after a power loss it must not be there again.
+        removed => removed.and_then(|()| fs::File::open(folder)?.sync_all()),
+    };
+    let fix = "let the agent's user write to this folder";
+    removed.map_err(|e| Error::failed(format_args!("remove {}", path.display()), e, fix))
+}
+
 /// Why the intent log cannot be trusted, if so.
 fn doubt(found: &IntentFileContent, now: &Binding, saved_as: Footing, saved: &Saved) -> Option<String> {
     let Some(then) = &found.binding else {
         let unfinished = saved.streams.iter().any(|s| !s.finished);
         return match found.content {
             true => Some("it is damaged".into()),
-            false if unfinished => Some("it is missing although positions are saved".into()),
+            false if unfinished => {
+                Some("it is missing although positions are saved, as after a run without exactly-once".into())
+            }
             false => None,
         };
     };

@@ -25,6 +25,13 @@ pub struct ConfigChanges {
 
 /// Reads the config again. An error lists all of its problems.
 pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChanges), Error> {
+    if let Some(main) = running.read_from.first()
+        && main.metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+    {
+        // Reading a pipe would wait for its writer, and what was read at the start is gone from it.
+        let fix = "start the agent with a file, to reload its config";
+        return Err(Error::config(format_args!("read {}", main.display()), "not a regular file", fix));
+    }
     let mut new = config::load(asked)?;
     let changes = ConfigChanges::make(running, &mut new);
     Ok((new, changes))

@@ -8,7 +8,7 @@
 
 use super::journals::Journals;
 use super::options::{self, Shares};
-use super::recover::{Recovered, recover};
+use super::recover::{Recovered, forget, recover};
 use super::supervisor::Supervisor;
 use super::watchdog::Watchdog;
 use super::{drivers, inherited, reload};
@@ -86,7 +86,10 @@ pub fn run(asked: cli::RunArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode, 
             let sources = (&*sources, &*journals, &budget);
             Some(recover(settings, sources, &mut folder, &mut saved, mailbox, &store, &board)?)
         }
-        None => None,
+        None => {
+            config.agent.state_dir.as_deref().map_or(Ok(()), forget)?;
+            None
+        }
     };
     let registry = folder.registry(&board);
     let saver = Saver::start(folder, registry.clone(), &board)?;
@@ -262,7 +265,7 @@ impl RunLoop<'_, '_> {
                 }
                 recv(watchdog_due) -> _ => {
                     let line = || Snapshot::take(self.board, Instant::now()).line();
-                    self.watchdog.look(&self.board.heartbeats, &self.notify, line);
+                    self.watchdog.look(self.board, &self.notify, line);
                     watchdog_due = self.watchdog.next();
                 }
                 recv(ship_gone) -> _ => return match self.stopping {

@@ -146,9 +146,9 @@ table! {
             "The CA that signed the brokers' certificates; by default the system's roots.";
         cert: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/logagent.pem\""), Reconnects,
             "The agent's own certificate, for brokers that require one.",
-            "Needs its key.";
+            "Needs its key. Certificates of CAs between it and `ca` come after it.";
         key: Option<PathBuf> = path("path"), Example("\"/run/credentials/logagent.service/kafka-key\""), Reconnects,
-            "", "The private key that goes with cert.";
+            "", "The private key that goes with cert: EC P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits, not encrypted.";
         server_name: Option<String> = text("text"), Example("\"kafka.example\""), Reconnects,
             "The name in the brokers' certificates, if it differs from the one in `brokers`. It applies to all brokers.",
             "It replaces each broker's own name both in the certificate check and in SNI. Do not set it for a service that \

@@ -148,8 +148,8 @@ fn a_file_read_once_is_left_alone() {
     agent.stop().expect_code(0);
 }
 
-/// Fails when an invalid config ends the agent, is partly applied, or leaves systemd waiting; or when only one
-/// problem is reported.
+/// Fails when an invalid config ends the agent, is partly applied, or leaves systemd waiting; when a pipe does (its
+/// writer is awaited); or when only one problem is reported.
 #[test]
 fn a_config_with_problems_changes_nothing() {
     let folder = Folder::new();
@@ -171,6 +171,11 @@ fn a_config_with_problems_changes_nothing() {
     agent.reload();
     folder.append("f.log", "h\n");
     agent.wait_lines(2);
+    let pipe = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, folder.path("c.toml"), pipe, 0o600.into(), 0).unwrap();
+    agent.reload();
+    folder.append("f.log", "i\n");
+    agent.wait_lines(3);
     agent.stop().expect_code(0);
 }
 

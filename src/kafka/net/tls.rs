@@ -7,8 +7,10 @@ use crate::kafka::net::stream::{CountedSocket, Tls};
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
 use rustls::client::Resumption;
+use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -139,25 +141,42 @@ fn config(options: &TlsOptions) -> Result<ClientConfig, Reason> {
         .with_root_certificates(roots(options.ca.as_deref())?);
     let mut config = match &options.client {
         None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
-            let chain = certificates(cert, "cert")?;
-            let pem = read_pem(key, "key")?;
-            let none = |_| {
-                let why = format!("key {}: no unencrypted PEM private key in it", key.display());
-                Reason::new(why, "convert it with openssl pkey, or name the right file")
-            };
-            let der = PrivateKeyDer::from_pem_slice(&pem).map_err(none)?;
-            builder.with_client_auth_cert(chain, der).map_err(|e| {
-                let (cert, key) = (cert.display(), key.display());
-                let why = format!("cert {cert} and key {key}: {e}");
-                Reason::new(why, "name a certificate and its own key")
-            })?
-        }
+        Some((cert, key)) => builder.with_client_cert_resolver(Arc::new(own(cert, key)?)),
     };
     // Resumption was rejected: Kafka's brokers hand out tickets and then refuse them ("Stateless session ticket invalid"; 4.1
     // on OpenJDK 17 and 25, EC and RSA keys, also from openssl s_client), so each connect would send a ticket in vain.
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// The agent's own certificate chain and key.
+///
+/// rustls' `with_client_auth_cert` parses the certificate to see whether they belong together, and so refuses version 1,
+/// which `openssl x509 -req` writes without extensions and brokers accept. But a certificate holds its public key as the
+/// private key yields it, in DER, so look for that.
+fn own(cert: &Path, key: &Path) -> Result<SingleCertAndKey, Reason> {
+    let chain = certificates(cert, "cert")?;
+    let pem = read_pem(key, "key")?;
+    let wrong = |why: &str, fix: &str| Reason::new(format!("key {}: {why}", key.display()), fix);
+    let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        wrong("no unencrypted PEM private key in it", "convert it with openssl pkey, or name the right file")
+    })?;
+    let private = any_supported_type(&der).map_err(|_| {
+        wrong(
+            "damaged, or of an unsupported kind",
+            "use EC P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits",
+        )
+    })?;
+    let is_its = |public: &[u8]| chain[0].windows(public.len()).any(|part| part == public);
+    if private.public_key().is_some_and(|public| !is_its(&public)) {
+        let (cert, key) = (cert.display(), key.display());
+        let why = format!("cert {cert} and key {key}: the first certificate belongs to another key");
+        return Err(Reason::new(
+            why,
+            "name a certificate and its own key, and the CA's certificates after it",
+        ));
+    }
+    Ok(CertifiedKey::new(chain, private).into())
 }
 
 fn roots(ca: Option<&Path>) -> Result<RootCertStore, Reason> {
@@ -320,65 +339,4 @@ fn alerted(alert: AlertDescription) -> Reason {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts() {
-        for (address, want) in [
-            ("kafka1:9093", "kafka1"),
-            ("[fe80::1]:9093", "fe80::1"),
-            ("10.0.0.1:1", "10.0.0.1"),
-            ("a.b.:1", "a.b"),
-        ] {
-            assert_eq!(host(address), want);
-        }
-    }
-
-    /// Fails when a byte order mark hides the first certificate, or when a damaged one in `ca` is blamed on the broker.
-    #[test]
-    fn marks_and_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ca");
-        let one = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        std::fs::write(&path, format!("\u{feff}{one}{one}")).unwrap();
-        assert_eq!(certificates(&path, "ca").unwrap().len(), 2);
-        let said = roots(Some(&path)).unwrap_err().to_string();
-        assert!(said.ends_with("one of its certificates is damaged; replace it, or take it out"), "{said}");
-    }
-
-    /// Fails when an error has no advice.
-    #[test]
-    fn what_to_do() {
-        let time = |s| UnixTime::since_unix_epoch(Duration::from_secs(s));
-        let expected = ServerName::try_from("kafka1").unwrap();
-        let presented = vec!["DnsName(\"other\")".to_owned()];
-        for (e, said) in [
-            (CertificateError::UnknownIssuer, "not trusted here; set ca"),
-            (
-                CertificateError::ExpiredContext { time: time(864_000), not_after: time(0) },
-                "expired (10 days ago); renew",
-            ),
-            (
-                CertificateError::NotValidForNameContext { expected, presented },
-                "for other, not for kafka1; use the",
-            ),
-            (
-                CertificateError::UnsupportedSignatureAlgorithmContext {
-                    signature_algorithm_id: vec![6],
-                    supported_algorithms: Vec::new(),
-                },
-                "not secure (SHA-1?); give it",
-            ),
-            (
-                CertificateError::Other(rustls::OtherError(Arc::new(std::io::Error::other(
-                    "CaUsedAsEndEntity",
-                )))),
-                "refused (CaUsedAsEndEntity); give it another one; a self-signed",
-            ),
-        ] {
-            let text = explain(&rustls::Error::InvalidCertificate(e)).to_string();
-            assert!(text.contains(said), "{text}");
-        }
-    }
-}
+mod tests;
