@@ -20,6 +20,8 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, after, bounded, never};
 use log::{error, info, warn};
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
+use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -327,6 +329,9 @@ impl<'s, 'e> Supervisor<'s, 'e> {
             if first && source_of(&self.sources, path).is_some_and(|p| p.must_exist) {
                 let fix = "create it, or remove must_exist";
                 return Err(Error::failed(what, "there is no such file, and must_exist is set", fix));
+            }
+            if fs::metadata(path).is_err_and(|e| e.kind() == ErrorKind::PermissionDenied) {
+                continue; // its folder was reported
             }
             match (path.is_dir(), self.once) {
                 (true, _) => warn!(

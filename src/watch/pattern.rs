@@ -36,7 +36,7 @@ pub trait Visitor {
     fn folder(&mut self, path: &Path);
     /// Anything but a folder, with its stat(2) data.
     fn file(&mut self, path: PathBuf, m: fs::Metadata);
-    /// A folder behind an untrusted symlink; its content is skipped.
+    /// A folder behind an untrusted symlink, or one that this user may not list or search; its content is skipped.
     fn refused(&mut self, _folder: &Path, _why: &io::Error) {}
 }
 
@@ -161,9 +161,12 @@ fn walk(folder: &Path, parts: &[PatternPart], depth: usize, to: &mut impl Visito
         if links::is_untrusted(&e) {
             to.refused(folder, &e);
         }
-        return;
+        return deny(folder, &e, to);
     }
-    let Ok(entries) = fs::read_dir(folder) else { return };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) => return deny(folder, &e, to),
+    };
     let mut entries: Vec<_> = entries.filter_map(Result::ok).collect();
     entries.sort_unstable_by_key(fs::DirEntry::file_name);
     for entry in entries {
@@ -180,15 +183,26 @@ fn walk(folder: &Path, parts: &[PatternPart], depth: usize, to: &mut impl Visito
 }
 
 fn meet(path: PathBuf, rest: &[PatternPart], depth: usize, to: &mut impl Visitor) {
-    if rest.is_empty() {
-        // A dangling symlink is not a file yet, and a folder never is.
-        match fs::metadata(&path) {
-            Ok(m) if m.is_dir() => {}
-            Ok(m) => to.file(path, m),
-            Err(_) => {}
+    match fs::metadata(&path) {
+        // A folder is never a file.
+        Ok(m) if m.is_dir() != rest.is_empty() => {
+            if rest.is_empty() {
+                to.file(path, m);
+            } else {
+                walk(&path, rest, depth + 1, to);
+            }
         }
-    } else if path.is_dir() {
-        walk(&path, rest, depth + 1, to);
+        Ok(_) => {}
+        // A dangling symlink is not a file yet.
+        Err(e) => deny(path.parent().unwrap_or(&path), &e, to),
+    }
+}
+
+/// Reports a folder that this user may not list or search; any other error means that nothing is there.
+fn deny(folder: &Path, e: &io::Error, to: &mut impl Visitor) {
+    if e.raw_os_error() == Some(libc::EACCES) {
+        let why = "this user may not list or search it (add the agent's user to its group)";
+        to.refused(folder, &io::Error::new(e.kind(), why));
     }
 }
 

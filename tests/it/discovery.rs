@@ -135,6 +135,46 @@ fn once_skips_an_unreadable_file() {
     assert!(last.contains("no.log") && last.contains("could not be read"), "{said}");
 }
 
+/// Runs as a user who may not list one folder and not search another. Fails when the patterns in them "match nothing", or
+/// the literal path "does not exist".
+#[test]
+fn folders_that_cannot_be_listed_or_searched() {
+    need("setpriv");
+    let folder = Folder::new();
+    let bin = folder.path("logagent");
+    std::fs::copy(binary(), &bin).unwrap();
+    folder.write("list/f.log", "x\n");
+    folder.write("search/f.log", "x\n");
+    let paths = ["list/*.log", "search/*.log", "search/f.log"].map(|p| folder.path(p).display().to_string());
+    let config =
+        format!("[kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\n[[files]]\npaths = {paths:?}\n");
+    folder.write("c.toml", config);
+    for (name, mode) in
+        [("list", 0o711), ("search", 0o744), ("logagent", 0o755), (".", 0o755), ("c.toml", 0o644)]
+    {
+        std::fs::set_permissions(folder.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let root = rustix::process::geteuid().is_root();
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(if root { "setpriv" } else { "env" });
+        if root {
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        }
+        let done = command.arg(&bin).args(args).current_dir(folder.root()).output().unwrap();
+        String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()
+    };
+    let checked = run(&["check", "-c", "c.toml"]);
+    let ran = run(&["run", "--once", "--output", "stdout", &paths[0], &paths[1], &paths[2]]);
+    for name in ["list", "search"] {
+        let at = folder.path(name).display().to_string();
+        let warned =
+            format!("nothing in {at} is read: this user may not list or search it (add the agent's user");
+        assert_eq!(checked.matches(&warned).count(), 1, "{checked}");
+        assert_eq!(ran.matches(&format!("{at}: this user may not list or search it")).count(), 1, "{ran}");
+    }
+    assert!(!ran.contains("there is no such file"), "{ran}");
+}
+
 /// Runs as a user who is subject to file permissions. Fails when each attempt is logged, or the file is not retried.
 #[test]
 fn an_unreadable_file_is_read_once_it_is_readable() {

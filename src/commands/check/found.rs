@@ -45,7 +45,10 @@ pub fn pattern_text(pattern: &Pattern) -> String {
 
 /// Folders that are skipped, with the reason.
 pub fn refused(source: &Source) -> Vec<(PathBuf, String)> {
-    source.paths.iter().flat_map(|p| walk(p).refused).collect()
+    let mut all: Vec<_> = source.paths.iter().flat_map(|p| walk(p).refused).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 #[derive(Default)]
