@@ -384,7 +384,7 @@ impl Loop<'_> {
 /// The memory of `fds`, for descriptors of any lifetime: an empty vector is collected in place.
 fn emptied(mut fds: Vec<PollFd<'_>>) -> Vec<PollFd<'static>> {
     fds.clear();
-    fds.into_iter().filter_map(|_| None).collect()
+    fds.into_iter().map_while(|_| None).collect()
 }
 
 /// Drains the channel. `true`: the channel is closed.
