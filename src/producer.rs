@@ -385,7 +385,7 @@ impl Loop<'_> {
 #[allow(clippy::unnecessary_filter_map, reason = "`filter` would keep the lifetime")]
 fn emptied(mut fds: Vec<PollFd<'_>>) -> Vec<PollFd<'static>> {
     fds.clear();
-    fds.into_iter().filter_map(|_| None).collect()
+    fds.into_iter().map_while(|_| None).collect()
 }
 
 /// Drains the channel. `true`: the channel is closed.
