@@ -207,7 +207,12 @@ impl SendArgs {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Error> {
     let args: Vec<String> = args.into_iter().map(|a| escape(&a)).collect();
     let args = split_values(args);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["help", command] = args[..]
+        && COMMANDS.contains(&command)
+    {
+        args = vec![command, "--help"]; // `argh` would take the command's own `help` for a FILE
+    }
     let command = args.iter().find(|a| COMMANDS.contains(a)).copied();
     match Top::from_args(&["logagent"], &args) {
         Ok(Top { version: true, .. }) => {

@@ -64,10 +64,7 @@ impl Error {
 
     /// A thread, or the descriptors it needs, could not be had.
     pub fn not_started(what: impl Display, why: io::Error) -> Self {
-        let fix = match why.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE) => "raise the limit of descriptors (ulimit -n, LimitNOFILE)",
-            _ => "raise the limit of threads (ulimit -u, TasksMax)",
-        };
+        let fix = too_few_descriptors(&why).unwrap_or("raise the limit of threads (ulimit -u, TasksMax)");
         Self::failed(what, why, fix)
     }
 
@@ -75,6 +72,12 @@ impl Error {
     pub fn several(code: ExitCode, lines: Vec<String>) -> Self {
         Error { code, lines }
     }
+}
+
+/// What to do if the limit of open files is reached.
+pub fn too_few_descriptors(why: &io::Error) -> Option<&'static str> {
+    let is_it = why.raw_os_error().is_some_and(|n| n == libc::EMFILE || n == libc::ENFILE);
+    is_it.then_some("raise the limit of descriptors (ulimit -n, LimitNOFILE)")
 }
 
 impl Display for Error {

@@ -9,10 +9,14 @@ use crate::waker::{Waker, Waking};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The tails' side of the chunk channel. The producer sleeps in `poll(2)` and is woken for each chunk, and when the
 /// last tail ends.
 pub type Chunks = Waking<Sender<Chunk>>;
+
+/// A tail that waits longer for room in the channel looks once why that may be.
+const LATE: Duration = Duration::from_millis(2100);
 
 /// A channel with room for `capacity` chunks.
 pub fn chunks(capacity: usize, waker: &Waker) -> (Chunks, Receiver<Chunk>) {
@@ -51,14 +55,22 @@ impl Outlet {
         self.registry.lost_entries(entries, gap);
     }
 
-    /// Blocks while the channel is full.
-    pub fn send(&self, chunk: Chunk, stop: &Stop) -> Result<(), Stopped> {
+    /// Blocks while the channel is full, and calls `late` after [`LATE`].
+    pub fn send(&self, chunk: Chunk, stop: &Stop, late: &dyn Fn()) -> Result<(), Stopped> {
         self.registry.grown();
-        match self.chunks.get().try_send(chunk) {
-            Err(TrySendError::Full(chunk)) => select! {
-                send(self.chunks.get(), chunk) -> sent => sent.map_err(|_| Stopped)?,
-                recv(stop.on()) -> _ => return Err(Stopped),
-            },
+        let chunks = self.chunks.get();
+        match chunks.try_send(chunk) {
+            Err(TrySendError::Full(chunk)) => {
+                let mut wait = LATE;
+                loop {
+                    select! {
+                        send(chunks, chunk) -> sent => break sent.map_err(|_| Stopped)?,
+                        recv(stop.on()) -> _ => return Err(Stopped),
+                        default(wait) => late(),
+                    }
+                    wait = Duration::from_secs(3600);
+                }
+            }
             sent => sent.map_err(|_| Stopped)?,
         }
         self.chunks.wake();

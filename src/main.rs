@@ -70,6 +70,7 @@
 //! | main ([`commands::run`]) | start-up order, reload, shutdown, watchdog | `select!` on signals, watch events, tails |
 //! | `signals` | signal delivery; blocked everywhere else | the signal iterator |
 //! | `watch` | its two inotify instances, patterns, folder listings | `poll(2)` on inotify and its eventfd |
+//! | `ask`, for network file systems (short-lived) | one `statfs(2)` | the file system, which may hang |
 //! | `tail …`, one per file | open files and framing state | its [`wake_slot`], with a deadline; of a busy file, `poll(2)` on its own inotify and an eventfd |
 //! | `journal`, one per `[[journal]]` | the open files of one systemd journal | `poll(2)` on its own inotify, an eventfd, a deadline |
 //! | `producer` | everything in [`producer`], [`mod@kafka`] and [`exactly_once`] | `poll(2)` on eventfd, sockets, a deadline |
@@ -78,7 +79,8 @@
 //! | `dial`, `choose` (short-lived) | one connection attempt; one probe | blocking calls with deadlines |
 //! | `driver` (only for blocking clients) | one blocking client: the `kafka` crate or standard output | its order channel |
 //!
-//! Dialers and blocking clients may hang in name resolution or inside the `kafka` crate, and the saver in a slow flash.
+//! Dialers and blocking clients may hang in name resolution or inside the `kafka` crate, the saver in a slow flash, and `ask`
+//! in a dead mount.
 //! Those threads are abandoned at exit; all others are joined.
 //!
 //! # Why it is built this way

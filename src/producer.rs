@@ -222,7 +222,8 @@ pub fn run(producer: Producer<'_>) -> Result<(), Dead> {
     let core = Core::new(options, &board, now());
     let current = Current::new(context.clone(), &drive);
     let (ready, events) = (Vec::new(), Vec::new());
-    Loop { core, current, intents, waker: context.waker, ready, events, registry, idle: Idle::No }
+    let (waker, polled, idle) = (context.waker, Vec::new(), Idle::No);
+    Loop { core, current, intents, waker, ready, polled, events, registry, idle }
         .run(&inbox, &changes, &halts)
 }
 
@@ -233,6 +234,8 @@ struct Loop<'b> {
     waker: Waker,
     /// What `poll(2)` reported for the driver's sockets.
     ready: Vec<PollFlags>,
+    /// Memory for what is polled, empty in between.
+    polled: Vec<PollFd<'static>>,
     events: Vec<Event>,
     registry: &'b Registry,
     idle: Idle,
@@ -363,7 +366,7 @@ impl Loop<'_> {
         let wait = wake.map_or(longest, |at| at.saturating_duration_since(now).min(longest));
         let wait = if more || !self.waker.may_sleep() { Duration::ZERO } else { wait };
         self.core.heartbeat.within(wait);
-        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(8);
+        let mut fds: Vec<PollFd<'_>> = std::mem::take(&mut self.polled);
         fds.push(self.waker.poll_fd());
         self.current.driver().sockets(&mut fds);
         if let Err(e) = poll_for(&mut fds, Some(wait)) {
@@ -371,10 +374,17 @@ impl Loop<'_> {
         }
         let woken = !fds[0].revents().is_empty();
         self.ready.extend(fds[1..].iter().map(PollFd::revents));
+        self.polled = emptied(fds);
         if woken {
             self.waker.clear();
         }
     }
+}
+
+/// The memory of `fds`, for descriptors of any lifetime: an empty vector is collected in place.
+fn emptied(mut fds: Vec<PollFd<'_>>) -> Vec<PollFd<'static>> {
+    fds.clear();
+    fds.into_iter().map_while(|_| None).collect()
 }
 
 /// Drains the channel. `true`: the channel is closed.

@@ -6,6 +6,7 @@
 //! The board holds state rather than events, so a slow reader costs delivery nothing and cannot miss anything.
 
 mod from_json;
+pub mod hung;
 pub mod live;
 pub mod log_throttle;
 pub mod metrics;
@@ -16,6 +17,7 @@ pub use crate::streams::{Progress, Totals};
 
 use crate::lock::lock;
 use crate::traffic::Traffic;
+use hung::HungReports;
 
 use crate::budget::Budget;
 use crate::heartbeat::Heartbeats;
@@ -122,6 +124,7 @@ pub struct Board {
     pub budget: OnceLock<Arc<Budget>>,
     /// Set once, when the state folder is opened.
     pub sent_marks: OnceLock<Arc<SentMarks>>,
+    hung_reports: HungReports,
     /// Set once by `run`, if there is a dead-letter file.
     pub quota: OnceLock<Quota>,
     /// Set once by the status thread: writing a byte makes it write the metrics immediately.
@@ -143,6 +146,7 @@ impl Default for Board {
             once: ExactlyOnceCounts::default(),
             budget: OnceLock::new(),
             sent_marks: OnceLock::new(),
+            hung_reports: HungReports::default(),
             quota: OnceLock::new(),
             alarm: OnceLock::new(),
             heartbeats: Heartbeats::default(),
@@ -195,10 +199,10 @@ impl Board {
         }
     }
 
-    /// The progress of a stream opened at offset `at` while its file holds `size` bytes. What was sent of the stream
-    /// is persisted in its sent mark.
-    pub fn progress(&self, stream: StreamId, at: u64, size: u64) -> Arc<Progress> {
-        Arc::new(Progress::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, size))))
+    /// The progress of a stream opened at offset `at`, of `size` bytes as far as is known, and `most` at most. What was sent
+    /// of the stream is persisted in its sent mark.
+    pub fn progress(&self, stream: StreamId, at: u64, size: u64, most: u64) -> Arc<Progress> {
+        Arc::new(Progress::new(at, size, self.sent_marks.get().map(|marks| marks.take(stream, at, most))))
     }
 
     /// `lines` are about to be sent again although their last attempt may have been stored, without a producer id to

@@ -171,7 +171,7 @@ fn open_marks(
         let unknown = if found.trusted && !fell_back { None } else { Some(u64::MAX) };
         let unsaved = if first { 0 } else { unknown.unwrap_or(unsaved) };
         let limit = |s: &SavedStream| found.limits.get(&s.stream).copied().or(unknown).unwrap_or(s.at.offset);
-        marks.begin(&boot, unsaved, unfinished().map(|s| (s.stream, limit(s))));
+        marks.begin(unsaved, unfinished().map(|s| (s.stream, limit(s))));
     } else {
         marks.retain(unsaved, |stream| ids.contains(&stream));
     }

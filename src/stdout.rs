@@ -6,6 +6,7 @@ use crate::producer::batch::Batch;
 use crate::producer::driver::{Capabilities, Event, Leave, Order, TopicView, Verdict};
 use crate::producer::record_encoder::RecordEncoder;
 use crate::producer::worker::Unheard;
+use crate::sys;
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -54,6 +55,7 @@ impl From<Unheard> for Ended {
 }
 
 fn work<W: Write>(inbox: &Receiver<Order>, out: &Outbox, buffer: &mut LineBuffer<W>) -> Result<Leave, Ended> {
+    sys::stdout_was_open()?;
     out.send(Event::Ready(Capabilities { name: "stdout", idempotent: false, in_flight: 1 }))?;
     while let Ok(first) = inbox.recv() {
         for order in std::iter::once(first).chain(inbox.try_iter()) {

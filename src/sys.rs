@@ -28,6 +28,28 @@ pub fn block_signals() -> io::Result<()> {
     set_mask(&set)
 }
 
+static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether standard output was open when the process started. Before `main`, std opens /dev/null in place of a standard
+/// descriptor that is closed, and that accepts every line and keeps none.
+pub fn stdout_was_open() -> io::Result<()> {
+    if STDOUT_WAS_CLOSED.load(Ordering::Relaxed) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    Ok(())
+}
+
+extern "C" fn look_at_stdout() {
+    // SAFETY: F_GETFD takes any number and fails with EBADF where nothing is open; it touches no memory.
+    let is_closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } < 0;
+    STDOUT_WAS_CLOSED.store(is_closed, Ordering::Relaxed);
+}
+
+// SAFETY: the C library calls these functions before `main`, and this one needs nothing that std sets up.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_STD: extern "C" fn() = look_at_stdout;
+
 /// Power failure.
 pub use libc::SIGPWR;
 

@@ -735,7 +735,8 @@ impl Tail<'_> {
 
     /// A tail blocks here while the producer is busy.
     fn send(&self, chunk: Chunk) -> Result<(), Halt> {
-        Ok(self.out.send(chunk, self.stop)?)
+        self.board.report_hung_write(self.now);
+        Ok(self.out.send(chunk, self.stop, &|| self.board.report_hung_write(Instant::now()))?)
     }
 
     /// How long to wait for room in the dead-letter file, in case a line of this path is refused.

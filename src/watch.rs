@@ -11,15 +11,18 @@
 //! rejected as a source of truth: it misses mounts, replaced parent folders and everything before the first watch.
 
 pub mod glob;
+mod hung;
 pub mod pattern;
 mod watches;
 
 use crate::heartbeat::Heartbeat;
+use crate::network_fs::is_generated;
 use crate::pace::{self, ReadPace};
 use crate::packed::{Packed, packing};
 use crate::wake_slot::{Events, WakeSlot};
 use crate::waker::poll_for;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use hung::RemoteFolders;
 use log::{info, warn};
 use pattern::{Exclude, Pattern, Visitor};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
@@ -229,6 +232,7 @@ struct Watch<'a> {
     next_walk: Instant,
     /// Some folder cannot be watched.
     blind: bool,
+    remote: RemoteFolders,
     names: ReadPace,
     contents: ReadPace,
     /// How long writes are gathered before a tail is woken for them.
@@ -259,6 +263,7 @@ impl<'a> Watch<'a> {
             walk_cost: Duration::ZERO,
             next_walk: now,
             blind: false,
+            remote: RemoteFolders::default(),
             names: ReadPace::new(now),
             contents: ReadPace::new(now),
         }
@@ -381,13 +386,19 @@ impl<'a> Watch<'a> {
         self.walk += 1;
         self.blind = !self.watches.work();
         let sources = std::mem::take(&mut self.sources);
-        for source in &sources {
-            for pattern in &source.patterns {
-                let (files, refused) = (Vec::new(), Vec::new());
-                let mut met = Met { watches: &mut self.watches, blind: false, files, refused };
+        let mut skipped = false;
+        for (s, source) in sources.iter().enumerate() {
+            for (p, pattern) in source.patterns.iter().enumerate() {
+                if !first && !self.remote.answer((s, p)) {
+                    (skipped, self.blind) = (true, true);
+                    continue;
+                }
+                let (blind, files, refused) = (Vec::new(), Vec::new(), Vec::new());
+                let mut met = Met { watches: &mut self.watches, blind, files, refused };
                 pattern.walk(&mut met);
                 let Met { blind, files, refused, .. } = met;
-                self.blind |= blind;
+                self.blind |= !blind.is_empty();
+                self.remote.found((s, p), blind);
                 refused.into_iter().for_each(|(folder, why)| self.refuse(folder, &why));
                 let is_literal = pattern.literal().is_some();
                 for (path, m) in files.into_iter().filter(|(p, _)| !source.exclude.matches(p)) {
@@ -406,7 +417,9 @@ impl<'a> Watch<'a> {
             let _ = self.out.send(WatchEvent::Walked { missing });
         }
         self.sources = sources;
-        self.packed.retain(|path, _| path.exists());
+        if !skipped {
+            self.packed.retain(|path, _| path.exists());
+        }
         self.watches.walked();
         self.walked = Instant::now();
         self.walk_cost = self.walked - start;
@@ -460,6 +473,8 @@ impl<'a> Watch<'a> {
             self.settle(&path);
         } else if !m.is_file() {
             self.refuse(path, kind(m));
+        } else if is_generated(&path, m) {
+            self.refuse(path, GENERATED);
         } else if self.own.contains(&(m.dev(), m.ino())) {
             self.refuse(path, "is this agent's own log");
         } else {
@@ -508,7 +523,7 @@ impl<'a> Watch<'a> {
         let watches = OfPath::default();
         let entry = Slot { wake: wake.clone(), watches, link, at_path, state: (0, 0), walk: self.walk };
         self.slots.insert(path.clone(), entry);
-        if self.reported.remove(&path).is_some() {
+        if at_path.is_some() && self.reported.remove(&path).is_some() {
             info!("{}: is a regular file now", path.display());
         }
         self.watch_file(&path);
@@ -552,6 +567,8 @@ fn wake(slot: &Slot) -> u32 {
     slot.wake.look().into()
 }
 
+const GENERATED: &str = "is made by the kernel while it is read, and has no size";
+
 fn kind(m: &fs::Metadata) -> &'static str {
     let t = m.file_type();
     if t.is_fifo() {
@@ -565,8 +582,8 @@ fn kind(m: &fs::Metadata) -> &'static str {
 
 struct Met<'a> {
     watches: &'a mut Watches,
-    /// Some folder cannot be watched.
-    blind: bool,
+    /// Folders that cannot be watched.
+    blind: Vec<PathBuf>,
     files: Vec<(PathBuf, fs::Metadata)>,
     /// Folders behind untrusted links, with the reason.
     refused: Vec<(PathBuf, String)>,
@@ -575,7 +592,9 @@ struct Met<'a> {
 impl Visitor for Met<'_> {
     /// Watched before it is listed, so that names created in between are reported.
     fn folder(&mut self, path: &Path) {
-        self.blind |= self.watches.folder(path) == EventSupport::No;
+        if self.watches.folder(path) == EventSupport::No {
+            self.blind.push(path.into());
+        }
     }
 
     fn file(&mut self, path: PathBuf, m: fs::Metadata) {

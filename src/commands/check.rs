@@ -22,6 +22,7 @@ use crate::journal;
 use crate::kafka::broker_check::{BrokerCheckStep, Outcome};
 use crate::kafka::net::tls;
 use crate::links;
+use crate::network_fs::is_generated;
 use crate::packed::{Packed, packing};
 use crate::sys::heap;
 use rustix::fs::{Access, OFlags, access};
@@ -328,6 +329,9 @@ impl Report {
             }
             Ok(meta) if !meta.is_file() => {
                 return self.line("", &format!("    {}: not a regular file, skipped", shown(path)));
+            }
+            Ok(meta) if is_generated(path, &meta) => {
+                return self.line("", &format!("    {}: made by the kernel, skipped", shown(path)));
             }
             Ok(meta) => meta,
         };

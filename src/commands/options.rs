@@ -2,7 +2,7 @@
 
 use super::supervisor::SourceOptions;
 use crate::budget::{Budget, Share};
-use crate::config::{Boot, Config, Delivery, JournalFormat, JournalSource, Output, Source};
+use crate::config::{Boot, Config, Delivery, JournalFormat, JournalSource, Kafka, Output, Source};
 use crate::journal::follow::JournalOptions;
 use crate::journal::records::EntryRules;
 use crate::journal::render::EntryFormat;
@@ -187,9 +187,15 @@ fn chunk_size(config: &Config, topics: usize) -> usize {
 fn whole_part(config: &Config) -> usize {
     let finer = if config.agent.delivery == Delivery::ExactlyOnce { 3 } else { 1 };
     match &config.output {
-        Output::Kafka(kafka) => kafka.batch / kafka.batch.div_ceil(CHUNK).max(1) / finer,
+        Output::Kafka(kafka) => batch(kafka) / batch(kafka).div_ceil(CHUNK).max(1) / finer,
         Output::Stdout => CHUNK,
     }
+}
+
+/// A batch is sent at once, so it holds no more than `rate` allows in a second.
+fn batch(kafka: &Kafka) -> usize {
+    let second = kafka.rate.map_or(usize::MAX, |rate| usize::try_from(rate).unwrap_or(usize::MAX));
+    kafka.batch.min(second.max(4096))
 }
 
 fn rules(s: &Source) -> Rules {
@@ -217,7 +223,7 @@ pub fn producer(config: &Config) -> producer::ProducerOptions {
     let Output::Kafka(kafka) = &config.output else { return defaults };
     producer::ProducerOptions {
         partitioner: kafka.partition,
-        batch: kafka.batch,
+        batch: batch(kafka),
         linger: kafka.linger,
         rate: kafka.rate,
         budget: kafka.budget,

@@ -265,7 +265,7 @@ impl RunLoop<'_, '_> {
                 }
                 recv(watchdog_due) -> _ => {
                     let line = || Snapshot::take(self.board, Instant::now()).line();
-                    self.watchdog.look(&self.board.heartbeats, &self.notify, line);
+                    self.watchdog.look(self.board, &self.notify, line);
                     watchdog_due = self.watchdog.next();
                 }
                 recv(ship_gone) -> _ => return match self.stopping {

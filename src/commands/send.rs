@@ -301,7 +301,7 @@ impl SendInput {
             bytes,
             permit,
         };
-        self.out.send(chunk, &self.stop).ok()
+        self.out.send(chunk, &self.stop, &|| ()).ok()
     }
 }
 

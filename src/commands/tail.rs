@@ -10,6 +10,7 @@ use crate::handover::{self, Outlet};
 use crate::report::Board;
 use crate::signals;
 use crate::streams::Saved;
+use crate::sys;
 use crate::tail::known::Known;
 use crate::waker::Waker;
 use crate::watch::WatchEvent;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::thread;
 
 pub fn run(asked: cli::TailArgs) -> Result<ExitCode, Error> {
+    sys::stdout_was_open().map_err(|e| Error::failed("standard output", e, "let something read it"))?;
     let signals = signals::start().map_err(Error::no_signals)?;
     let journal = asked.journal.then_some(asked.units);
     let overrides = Overrides { from: Some(asked.from), files: asked.files, journal, ..Overrides::default() };

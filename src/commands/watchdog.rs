@@ -1,7 +1,8 @@
 //! Pings systemd's watchdog while no thread misses its deadline ([`crate::heartbeat`]). When the pings stop, systemd
 //! restarts the agent.
 
-use crate::heartbeat::Heartbeats;
+use crate::heartbeat::{Heartbeat, Heartbeats};
+use crate::report::Board;
 use crate::systemd::{self, Notify};
 use crossbeam_channel::{Receiver, after, never};
 use log::{error, info};
@@ -31,8 +32,11 @@ impl Watchdog {
     }
 
     /// Pings unless a thread is stuck; sends the status line with it.
-    pub fn look(&mut self, heartbeats: &Heartbeats, notify: &Notify, status: impl FnOnce() -> String) {
-        match heartbeats.overdue(Instant::now()) {
+    pub fn look(&mut self, board: &Board, notify: &Notify, status: impl FnOnce() -> String) {
+        let now = Instant::now();
+        // A restart does not help while a disk hangs.
+        let hung = board.hung_write(now).is_some_and(|h| now.duration_since(h.since) < Heartbeat::SLOW);
+        match board.heartbeats.overdue(now).filter(|_| !hung) {
             None => {
                 if let Some(name) = self.stuck.take() {
                     info!("watchdog: thread {name} has recovered");

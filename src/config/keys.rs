@@ -228,7 +228,7 @@ table! {
             "How long a rotated file must be unchanged before it is closed.",
             "Use more if writers keep writing to it for long.";
         deleted_hold: Hold = nested("table" => Hold), Default("{ bytes = \"1GiB\", time = \"7d\" }"), AtOnce,
-            "How much undelivered data of deleted files is kept open; any loss beyond this is counted and reported.",
+            "How much unread data of deleted files is kept open; any loss beyond this is counted and reported.",
             "It takes disk space.";
         max_line: usize = bytes("size"), Default("1000000"), AtOnce,
             "A longer line is cut here. Brokers accept 1 MiB by default.",
@@ -305,7 +305,7 @@ table! {
 
 table! {
     for Hold "`deleted_hold`" {
-        bytes: u64 = size("size"), Default("\"1GiB\""), AtOnce, "Undelivered bytes of all deleted files of one path.";
+        bytes: u64 = size("size"), Default("\"1GiB\""), AtOnce, "Unread bytes of all deleted files of one path. What was read is delivered in any case.";
         time: Duration = duration("duration"), Default("\"7d\""), AtOnce, "Since the file last changed.";
     }
 }

@@ -205,7 +205,8 @@ impl Follower<'_> {
     ) -> OpenJournal {
         let path = file.path.with_file_name(&file.chain);
         let size = if journal.unread() > 0 { journal.header.tail_object } else { at.offset };
-        let progress = self.board.progress(stream, at.offset, size.max(at.offset));
+        let size = size.max(at.offset);
+        let progress = self.board.progress(stream, at.offset, size, size);
         let (topic, shape) = (self.o.topic.clone(), self.o.shape.clone());
         let has_share = self.letter_share(&path).is_some();
         if let Some(quota) = self.board.quota.get().filter(|_| !has_share) {

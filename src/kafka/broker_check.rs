@@ -20,6 +20,7 @@ use std::fmt;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::vec;
 use topics::{creates_topics, key, leaders, rights, size};
 
 /// What to check.
@@ -70,6 +71,8 @@ pub enum BrokerStep {
     Versions,
     DescribeProducers,
     Metadata,
+    /// Whether the brokers of the config belong together.
+    Cluster,
     ProducerId,
     /// Permission to write to a topic and to read it, and whether it accepts what will be sent: its size, and its key.
     Write(String),
@@ -91,6 +94,7 @@ impl fmt::Display for BrokerStep {
             BrokerStep::Versions => f.write_str("versions"),
             BrokerStep::DescribeProducers => f.write_str("DescribeProducers"),
             BrokerStep::Metadata => f.write_str("metadata"),
+            BrokerStep::Cluster => f.write_str("cluster id"),
             BrokerStep::ProducerId => f.write_str("producer id"),
             BrokerStep::Write(topic) => write!(f, "write {topic}"),
             BrokerStep::Read(topic) => write!(f, "read {topic}"),
@@ -139,6 +143,8 @@ pub struct Visited {
     pub creates_topics: Option<bool>,
     /// The addresses of the topics' leaders.
     pub leaders: Vec<String>,
+    /// The cluster's id, if the broker says.
+    pub cluster: Option<String>,
 }
 
 /// Reports each step as it completes.
@@ -166,21 +172,10 @@ fn step<T>(
 }
 
 fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<()> {
-    let socket = CountedSocket::new(connect(v, tell)?, &Arc::default());
-    let stream = secure(v, socket, tell)?;
-    let mut c = Connection::over(stream, METADATA_CAP);
-    // ApiVersions comes first on the wire, since it tells whether there is SASL at all.
-    let began = Instant::now();
-    let versions = c.greet(v.address, v.options, &Arc::default());
-    let greeting = began.elapsed();
-    if let Ok(found) = &versions {
-        c.versions = *found;
-        authenticate(v, &mut c, tell)?;
-    }
-    let outcome = versions.map_err(Trouble::into_reason).and_then(|found| {
-        to.versions = Some(found);
-        suits(&found, v.speaks)
-    });
+    let (mut c, greeting) = greeted(v, tell)?;
+    authenticate(v, &mut c, tell)?;
+    to.versions = Some(c.versions);
+    let outcome = suits(&c.versions, v.speaks);
     let failed = outcome.is_err();
     tell(BrokerCheckStep { what: BrokerStep::Versions, took: greeting, outcome: outcome.into() });
     if failed {
@@ -205,6 +200,7 @@ fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) 
         Ok((answer, found))
     })?;
     to.leaders = leaders(&answer);
+    to.cluster = answer.cluster.clone();
     if v.numbered {
         to.assigns_ids = producer_id(v, &mut c, tell)?;
     }
@@ -228,30 +224,71 @@ fn walk(v: &Visit<'_>, to: &mut Visited, tell: &mut dyn FnMut(BrokerCheckStep)) 
     Some(())
 }
 
-/// The connection to the broker, directly or through the proxy.
-fn connect(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<TcpStream> {
-    let limit = v.options.connect_timeout;
-    let proxy = v.options.proxy.as_ref();
-    let address = proxy.map_or(v.address, |proxy| &proxy.url.address);
+/// A connection to the first of the name's addresses that answers, its versions, and how long they took. The agent tries
+/// the next address too, so only the last one fails the check.
+fn greeted(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<(Connection, Duration)> {
+    let address = v.options.proxy.as_ref().map_or(v.address, |proxy| &proxy.url.address);
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let addresses = step(BrokerStep::Name(host.to_owned()), tell, || {
         let all = probe::resolve(address)?;
         let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
         Ok((all, shown.join(", ")))
     })?;
-    let mut left = addresses.len();
-    let socket = addresses.into_iter().find_map(|one| {
-        left -= 1;
+    let mut left = addresses.into_iter();
+    loop {
+        let socket = CountedSocket::new(connect(v, &mut left, tell)?, &Arc::default());
+        let is_last = left.len() == 0;
+        let mut tell = |s: BrokerCheckStep| match s.outcome {
+            Outcome::Failed(why) if !is_last => {
+                tell(BrokerCheckStep { outcome: Outcome::Doubtful(why), ..s })
+            }
+            _ => tell(s),
+        };
+        if let Some(stream) = secure(v, socket, &mut tell) {
+            let mut c = Connection::over(stream, METADATA_CAP);
+            // ApiVersions comes first on the wire, since it tells whether there is SASL at all.
+            let began = Instant::now();
+            let versions = c.greet(v.address, v.options, &Arc::default());
+            let took = began.elapsed();
+            match versions {
+                Ok(found) => {
+                    c.versions = found;
+                    return Some((c, took));
+                }
+                Err(t) => {
+                    let outcome = Outcome::Failed(t.into_reason());
+                    tell(BrokerCheckStep { what: BrokerStep::Versions, took, outcome });
+                }
+            }
+        }
+        if is_last {
+            return None;
+        }
+    }
+}
+
+/// A socket to the broker, directly or through the proxy, at the next address that can be reached.
+fn connect(
+    v: &Visit<'_>,
+    left: &mut vec::IntoIter<SocketAddr>,
+    tell: &mut dyn FnMut(BrokerCheckStep),
+) -> Option<TcpStream> {
+    let limit = v.options.connect_timeout;
+    let proxy = v.options.proxy.as_ref();
+    let socket = loop {
+        let one = left.next()?;
         let began = Instant::now();
         let (socket, outcome) = match connection::reach(one, limit) {
             Ok(socket) => (Some(socket), Outcome::Good("connected".into())),
-            // The agent tries the next address too: `localhost` is often ::1 and 127.0.0.1.
-            Err(t) if left > 0 => (None, Outcome::Doubtful(t.into_reason())),
+            // `localhost` is often ::1 and 127.0.0.1.
+            Err(t) if left.len() > 0 => (None, Outcome::Doubtful(t.into_reason())),
             Err(t) => (None, Outcome::Failed(t.into_reason())),
         };
         tell(BrokerCheckStep { what: BrokerStep::Tcp(one), took: began.elapsed(), outcome });
-        socket
-    })?;
+        if let Some(socket) = socket {
+            break socket;
+        }
+    };
     let Some(proxy) = proxy else { return Some(socket) };
     step(BrokerStep::Proxy, tell, || match proxy::tunnel(socket, v.address, proxy, limit) {
         Ok(socket) => Ok((socket, format!("{} connects to {}", proxy.url, v.address))),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 /// Takes batches for one request: the first of each partition, up to `most` bytes (a single larger one goes alone),
 /// grouped by topic. The rest keeps its order.
 pub fn pick(waiting: &mut VecDeque<Batch>, most: usize) -> Vec<Batch> {
-    let mut picked: Vec<Batch> = Vec::new();
+    let mut picked: Vec<Batch> = Vec::with_capacity(waiting.len());
     let mut stay = VecDeque::new();
     let mut bytes = 0;
     while let Some(batch) = waiting.pop_front() {

@@ -8,7 +8,7 @@ use crate::kafka::net::connection::{ANSWER_CAP, Connection, Trouble};
 use crate::kafka::net::dialer::Dial;
 use crate::kafka::peer::Peer;
 use crate::kafka::protocol::codec::Codec;
-use crate::kafka::protocol::messages;
+use crate::kafka::protocol::messages::{self, Produced};
 use crate::kafka::protocol::producers::Producers;
 use crate::kafka::protocol::records::Envelope;
 use crate::kafka::protocol::wire::Writer;
@@ -98,6 +98,8 @@ pub struct Session {
     unread_until: Option<Instant>,
     /// The last answer came too late to be worth deferring: it would cost a wake-up more.
     slow: bool,
+    /// Memory for an answer's partitions, each with its index in the request; empty in between.
+    said: Vec<(usize, Produced)>,
 }
 
 impl Session {
@@ -115,6 +117,7 @@ impl Session {
             wake: None,
             unread_until: None,
             slow: false,
+            said: Vec::new(),
         }
     }
 

@@ -105,8 +105,8 @@ pub fn wire(chunk: &Chunk) -> usize {
 }
 
 impl Distribution<'_> {
-    /// The group's batches in record order, also within each partition. No batch is empty.
-    pub fn out(&self, group: &BatchGroup) -> Vec<BatchPart> {
+    /// Appends the group's batches in record order, also within each partition. No batch is empty.
+    pub fn out(&self, group: &BatchGroup, parts: &mut Vec<BatchPart>) {
         let whole = match self.partitioner {
             Partitioner::Fixed(_) | Partitioner::Sticky => true,
             // With a single partition, keys make no difference.
@@ -120,11 +120,12 @@ impl Distribution<'_> {
             && group.chunks.iter().map(wire).sum::<usize>() <= self.limit.wire;
         if whole && fits {
             let count = count as u32;
-            return vec![BatchPart { partition: self.sticky, records: Records::All, count, bytes }];
+            parts.push(BatchPart { partition: self.sticky, records: Records::All, count, bytes });
+            return;
         }
         let mut hands = OpenBatches::new(self.all, self.limit);
         self.record_by_record(group, whole, &mut hands);
-        hands.parts.into_iter().map(Filling::close).collect()
+        parts.extend(hands.parts.into_iter().map(Filling::close));
     }
 
     fn record_by_record(&self, group: &BatchGroup, whole: bool, hands: &mut OpenBatches<'_>) {
@@ -282,6 +283,12 @@ mod tests {
         Distribution { partitioner, all: &[0, 1, 4], open: &[0, 4], sticky: 4, seed: 11, limit }
     }
 
+    fn dealt(by: &Distribution<'_>, group: &BatchGroup) -> Vec<BatchPart> {
+        let mut parts = Vec::new();
+        by.out(group, &mut parts);
+        parts
+    }
+
     fn counts(parts: &[BatchPart]) -> BTreeMap<i32, u32> {
         let mut sums = BTreeMap::new();
         parts.iter().for_each(|p| *sums.entry(p.partition).or_insert(0) += p.count);
@@ -295,15 +302,15 @@ mod tests {
     /// Fails when a partitioner uses a forbidden partition, or leaves one out.
     #[test]
     fn each_partitioner_uses_its_partitions() {
-        let keyless = counts(&deal(Partitioner::RoundRobin).out(&load(Key::None, 1001)));
+        let keyless = counts(&dealt(&deal(Partitioner::RoundRobin), &load(Key::None, 1001)));
         assert!(
             keyless == BTreeMap::from([(0, 500), (4, 501)])
                 || keyless == BTreeMap::from([(0, 501), (4, 500)])
         );
-        let random = counts(&deal(Partitioner::Random).out(&load(Key::None, 1000)));
+        let random = counts(&dealt(&deal(Partitioner::Random), &load(Key::None, 1000)));
         assert!(random.keys().eq(&[0, 4]) && random.values().all(|n| (400..600).contains(n)), "{random:?}");
         for whole in [Partitioner::Sticky, Partitioner::Hash] {
-            let parts = deal(whole).out(&load(Key::None, 1000));
+            let parts = dealt(&deal(whole), &load(Key::None, 1000));
             assert!(matches!(
                 &parts[..],
                 [BatchPart { partition: 4, records: Records::All, count: 1000, .. }]
@@ -316,14 +323,14 @@ mod tests {
             *want.entry([0, 1, 4][by_key(&[b'0' + id], 3)]).or_insert(0) += 100;
         }
         *want.entry(4).or_insert(0) += 100;
-        assert_eq!(counts(&deal(Partitioner::Hash).out(&load(digit(), 1000))), want);
+        assert_eq!(counts(&dealt(&deal(Partitioner::Hash), &load(digit(), 1000))), want);
     }
 
     /// Fails when partitioning the same group again gives different batches: a rebuilt group must be identical.
     #[test]
     fn the_same_seed_gives_the_same_batches() {
         for p in [Partitioner::Random, Partitioner::RoundRobin, Partitioner::Hash] {
-            let all = || format!("{:?}", deal(p).out(&load(digit(), 100)));
+            let all = || format!("{:?}", dealt(&deal(p), &load(digit(), 100)));
             assert_eq!(all(), all());
         }
     }
@@ -337,7 +344,7 @@ mod tests {
         let o = plain(1);
         let chunks = vec![chunk(&o, 0, &[&b"a"[..]; 30]), chunk(&o, 60, &[b"b", &long, b"c"])];
         let group = BatchGroup::new("t".into(), [0; 16], STAMP, chunks);
-        let parts = d.out(&group);
+        let parts = dealt(&d, &group);
         let mut picks = Vec::new();
         for p in &parts {
             assert!(p.count == 1 || (p.bytes <= 100 && p.count as usize * FRAME <= 1000), "{p:?}");

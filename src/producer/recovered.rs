@@ -140,7 +140,9 @@ impl Resumed {
         };
         let sticky = fixed[seed as usize % fixed.len()];
         let deal = Distribution { partitioner, all, open: &fixed, sticky, seed, limit: Limit::of(batch) };
-        for part in deal.out(&group) {
+        let mut parts = Vec::new();
+        deal.out(&group, &mut parts);
+        for part in parts {
             let dealt = Batch { records: part.records, count: part.count, ..whole.of(&[]) };
             let rest: Vec<Pick> = dealt.picks().filter(|p| !taken.contains(p)).collect();
             if !rest.is_empty() {

@@ -320,3 +320,12 @@ fn a_stop_does_not_wait_for_a_cluster_never_reached() {
         assert!(wait.contains(&begun.elapsed()), "{:?} after {stands:?}", begun.elapsed());
     }
 }
+
+/// Fails when the memory of what was polled is not kept: a turn of the loop would allocate it again.
+#[test]
+fn the_memory_of_descriptors_is_kept() {
+    let fds = Vec::with_capacity(8);
+    let memory = fds.as_ptr();
+    let kept = emptied(fds);
+    assert_eq!((kept.as_ptr(), kept.capacity()), (memory, 8));
+}

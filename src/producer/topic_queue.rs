@@ -4,7 +4,7 @@
 use super::batch::{Batch, BatchGroup, PendingAcks};
 use super::driver::TopicView;
 use super::partition::{Now, Partition, SendRules};
-use super::partitioner::{Distribution, Limit, wire};
+use super::partitioner::{BatchPart, Distribution, Limit, wire};
 use super::recovered::RecoveredTopic;
 use super::{Partitioner, ProducerOptions};
 use crate::backoff::Rng;
@@ -37,6 +37,8 @@ pub struct TopicQueue {
     seed: u64,
     /// See [`ProducerOptions::saved_ms`].
     saved_ms: i64,
+    /// Memory of [`TopicQueue::form`], empty in between.
+    spare: (Vec<i32>, Vec<BatchPart>),
 }
 
 /// When the next batch group may be sent.
@@ -96,6 +98,7 @@ impl TopicQueue {
             waiting_bytes: 0,
             turn: 0,
             trouble: None,
+            spare: Default::default(),
         }
     }
 
@@ -300,22 +303,25 @@ impl TopicQueue {
         if self.ready(now, rules, closing) != Ready::Now {
             return None;
         }
-        let open: Vec<i32> = self.up().filter(|p| p.open() < most_open(rules)).map(|p| p.id).collect();
+        let (mut open, mut parts) = std::mem::take(&mut self.spare);
+        open.extend(self.up().filter(|p| p.open() < most_open(rules)).map(|p| p.id));
         let sticky = self.least_busy(&open);
         let group = Arc::new(self.take(now));
         let pending = PendingAcks::of(&group);
         let fixed = self.fixed();
         let all = fixed.as_ref().map_or(&self.view.as_ref()?.partitions[..], std::slice::from_ref);
         let (partitioner, limit) = (self.partitioner, Limit::of(self.batch.now));
-        let parts =
-            Distribution { partitioner, all, open: &open, sticky, seed: rng.next(), limit }.out(&group);
+        let dealt = Distribution { partitioner, all, open: &open, sticky, seed: rng.next(), limit };
+        dealt.out(&group, &mut parts);
         let mut bytes = 0;
-        for part in parts {
+        for part in parts.drain(..) {
             bytes += part.bytes;
             if let Some(p) = self.partition(part.partition) {
                 p.push(part.into_batch(no, group.clone()));
             }
         }
+        open.clear();
+        self.spare = (open, parts);
         Some((bytes, pending))
     }
 
@@ -333,7 +339,7 @@ impl TopicQueue {
         let spread = self.spread();
         let limit = Limit::of(self.batch.now);
         let (mut bytes, mut on_wire, mut records) = (0, 0, 0);
-        let mut chunks = Vec::new();
+        let mut chunks = Vec::with_capacity(self.waiting.len().min(BatchGroup::MAX_CHUNKS));
         while let Some((_, next)) = self.waiting.front() {
             bytes += next.bytes.len();
             on_wire += wire(next);

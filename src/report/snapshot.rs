@@ -1,6 +1,7 @@
 //! The board at one moment, as a value. `status --json` serializes it; the text, the metrics and the log print it.
 
 use super::from_json::json_struct;
+use super::hung::HungWrite;
 use super::{Board, BrokerState, FileState, Progress, StateFolderTrouble};
 use crate::lock::lock;
 use crate::record::{Identity, StreamId};
@@ -224,6 +225,7 @@ impl Snapshot {
         };
         let (brokers, mut topics) = (peers(&board.brokers()), peers(&board.topics()));
         let folder = board.state().clone();
+        let hung = board.hung_write(now);
         if let Some(blocked) = &folder.blocked {
             topics.retain(|topic| !blocked.topics.contains(&topic.name));
             topics.extend(blocked.topics.iter().map(|topic| PeerStatus {
@@ -269,7 +271,7 @@ impl Snapshot {
             },
             state: StateStatus {
                 path: folder.path.as_deref().map(shown),
-                degraded: degraded(&folder),
+                degraded: degraded(&folder).or_else(|| hung.map(|hung| hung.why(now))),
                 bytes_written: read(&board.totals.state_bytes)
                     + board.sent_marks.get().map_or(0, |m| m.written())
                     + read(&board.once.bytes),
@@ -280,7 +282,7 @@ impl Snapshot {
             .files()
             .iter()
             .filter(|(_, file)| !file.is_over())
-            .map(|(path, file)| File::of(path, file, (&snapshot, &folder), now))
+            .map(|(path, file)| File::of(path, file, (&snapshot, &folder, hung), now))
             .collect();
         snapshot
     }
@@ -292,7 +294,12 @@ impl Snapshot {
 }
 
 impl File {
-    fn of(path: &Path, file: &FileState, all: (&Snapshot, &StateFolderTrouble), now: Instant) -> File {
+    fn of(
+        path: &Path,
+        file: &FileState,
+        all: (&Snapshot, &StateFolderTrouble, Option<HungWrite>),
+        now: Instant,
+    ) -> File {
         let progress = || file.left.iter().filter(|g| !g.is_done()).chain(&file.progress);
         let streams: Vec<StreamStatus> = progress().map(|g| StreamStatus::of(g)).collect();
         let since = progress().filter_map(|g| g.waits_since()).min();
@@ -338,7 +345,7 @@ fn degraded(folder: &StateFolderTrouble) -> Option<String> {
 fn stuck(
     file: &FileState,
     waits: Option<Duration>,
-    (all, folder): (&Snapshot, &StateFolderTrouble),
+    (all, folder, hung): (&Snapshot, &StateFolderTrouble, Option<HungWrite>),
     now: Instant,
 ) -> Option<String> {
     // Checked before the file's own reason, because a tail that waits for memory does so because of this.
@@ -363,9 +370,8 @@ fn stuck(
     if all.budget.as_ref().is_some_and(|budget| budget.used_up) {
         return Some("the budget is used up".into());
     }
-    let writing = folder.writing.filter(|since| now.saturating_duration_since(*since) > STUCK_AFTER);
-    if writing.is_some() {
-        return Some("the disk of the state folder does not answer (writing flights)".into());
+    if let Some(hung) = hung.filter(|hung| hung.blocks) {
+        return Some(hung.why(now));
     }
     if all.driver.is_empty() && all.brokers.is_empty() {
         return None;
@@ -467,7 +473,8 @@ mod tests {
 
     fn board() -> (Board, Arc<Progress>, Arc<Progress>) {
         let board = Board::default();
-        let (old, live) = (board.progress(StreamId(3), 50, 100), board.progress(StreamId(4), 0, 1000));
+        let (old, live) =
+            (board.progress(StreamId(3), 50, 100, 100), board.progress(StreamId(4), 0, 1000, 1000));
         live.frame(600);
         live.acked.store(400, Relaxed);
         live.belongs(StreamId(4), Identity { dev: 1, ino: 2, born: None });

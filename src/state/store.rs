@@ -222,6 +222,9 @@ fn refuse_shared(folder: &Path) -> Result<(), Error> {
     let (owner, own) = (there.uid(), rustix::process::geteuid().as_raw());
     let what = format!("state folder {}", folder.display());
     let elsewhere = "or name another folder with state_dir or --state-dir";
+    if !there.is_dir() {
+        return Err(Error::config(what, "it is not a folder", format!("move it away, {elsewhere}")));
+    }
     // Root can change everything anyway.
     if owner != own && owner != 0 {
         let why = format!("it belongs to user {owner}, and the agent runs as user {own}");

@@ -45,7 +45,7 @@ impl Bench {
     }
 
     fn open(&self, stream: u64, at: u64, size: u64) -> Arc<Progress> {
-        let progress = self.board.progress(StreamId(stream), at, size);
+        let progress = self.board.progress(StreamId(stream), at, size, size);
         let origin = Origin {
             stream: StreamId(stream),
             topic: "t".into(),

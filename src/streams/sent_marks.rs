@@ -45,6 +45,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Once};
+use std::time::{Duration, Instant};
 
 const MAGIC: &str = "logagent air 2 ";
 const HEAD: u64 = 96;
@@ -65,11 +66,21 @@ const MOST_AHEAD: u64 = 64 << 10;
 pub struct SentMarks {
     /// `None`: nothing survives a kill.
     file: Option<File>,
+    /// Empty if the kernel does not report a boot id.
+    boot: String,
     slots: Mutex<Places>,
     counts: Mutex<Counts>,
     /// Bytes written.
     written: AtomicU64,
+    /// `counts.again`, for the status: `counts` is locked while the disk is written.
+    again: AtomicU64,
+    /// When the last chunk's write began, in ms after `opened`, plus 1; 0 when it has returned.
+    writing: AtomicU64,
+    opened: Instant,
+    /// A write failed, so the file is empty, or says too little.
     broken: AtomicBool,
+    /// That was logged.
+    reported: AtomicBool,
     /// The first chunk of this run has been noted.
     began: Once,
     /// Lines sent again are not duplicates, because the broker deduplicates them.
@@ -203,16 +214,21 @@ fn is_ours(bytes: &[u8]) -> bool {
 impl SentMarks {
     /// Without a file: nothing survives a restart.
     pub fn nowhere() -> SentMarks {
-        SentMarks::with(None, Places::default(), false)
+        SentMarks::with(None, "", Places::default(), false)
     }
 
-    fn with(file: Option<File>, slots: Places, recognized: bool) -> SentMarks {
+    fn with(file: Option<File>, boot: &str, slots: Places, recognized: bool) -> SentMarks {
         SentMarks {
             file,
+            boot: boot.into(),
             slots: Mutex::new(slots),
             counts: Mutex::default(),
             written: AtomicU64::new(0),
+            again: AtomicU64::new(0),
+            writing: AtomicU64::new(0),
+            opened: Instant::now(),
             broken: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
             began: Once::new(),
             recognized: AtomicBool::new(recognized),
             #[cfg(test)]
@@ -225,7 +241,7 @@ impl SentMarks {
     pub fn open(mut file: File, boot: &str, recognized: bool) -> io::Result<(SentMarks, FoundMarks)> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot)[..BOUND as usize]);
+        let same_boot = !boot.is_empty() && bytes.starts_with(&head(boot));
         if !is_ours(&bytes) || !(same_boot || word(&bytes, RUNNING) == 0) {
             let mut found = FoundMarks { stale: true, ..FoundMarks::default() };
             if is_ours(&bytes) {
@@ -233,7 +249,7 @@ impl SentMarks {
                 (found.resent, found.again) = (word(&bytes, RESENT), word(&bytes, AGAIN));
                 found.bound = word(&bytes, BOUND);
             }
-            return Ok((SentMarks::with(Some(file), Places::default(), recognized), found));
+            return Ok((SentMarks::with(Some(file), boot, Places::default(), recognized), found));
         }
         let unsaved = word(&bytes, UNSAVED);
         let mut slots = Places { len: (bytes.len() as u64 - HEAD) / SLOT, unsaved, ..Places::default() };
@@ -256,7 +272,7 @@ impl SentMarks {
             bound: word(&bytes, BOUND),
             unsaved,
         };
-        let marks = SentMarks::with(Some(file), slots, recognized);
+        let marks = SentMarks::with(Some(file), boot, slots, recognized);
         marks.count_from(found.counts(Counts::default()));
         Ok((marks, found))
     }
@@ -265,6 +281,7 @@ impl SentMarks {
     pub fn count_from(&self, counts: Counts) {
         // An earlier run's unused reserve is dropped.
         *lock(&self.counts) = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
+        self.again.store(counts.again, Relaxed);
     }
 
     /// Updates the counts and writes them, raising the bound first if necessary. The lock is held throughout, so a
@@ -273,6 +290,7 @@ impl SentMarks {
         let mut counts = lock(&self.counts);
         let before = *counts;
         change(&mut counts);
+        self.again.store(counts.again, Relaxed);
         let sum = counts.sum();
         let passed = sum > counts.bound;
         if passed {
@@ -296,15 +314,9 @@ impl SentMarks {
 
     /// Recreates the file for this boot with the known limits per stream and the limit of unsaved streams
     /// ([`u64::MAX`]: everything that exists when it is opened). Call before any slot is taken.
-    pub fn begin(&self, boot: &str, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
+    pub fn begin(&self, unsaved: u64, limits: impl Iterator<Item = (StreamId, u64)>) {
         let mut slots = Places { unsaved, ..Places::default() };
-        let mut bytes = head(boot);
-        let counts = *lock(&self.counts);
-        let words =
-            [(BOUND, counts.bound), (RESENT, counts.resent), (AGAIN, counts.again), (UNSAVED, unsaved)];
-        for (at, total) in words {
-            bytes[at as usize..at as usize + 8].copy_from_slice(&total.to_le_bytes());
-        }
+        let mut bytes = self.header(&lock(&self.counts), 0, unsaved);
         for (stream, limit) in limits {
             slots.places.insert(stream, MarkPlace { index: slots.len, limit, taken: None });
             bytes.extend_from_slice(&record(stream, limit));
@@ -326,6 +338,36 @@ impl SentMarks {
             self.check(done.and_then(|()| file.write_all_at(&bytes[..head], 0)));
             self.written.fetch_add(bytes.len() as u64, Relaxed);
             self.sync(); // a header on disk without its slots would understate the limits
+        }
+    }
+
+    fn header(&self, counts: &Counts, running: u64, unsaved: u64) -> Vec<u8> {
+        let mut bytes = head(&self.boot);
+        let words = [counts.bound, counts.resent, running, counts.again, unsaved];
+        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        bytes
+    }
+
+    /// Writes the whole file again after a write has failed: a save has succeeded since.
+    fn rewrite(&self, file: &File) {
+        if file.set_len(0).is_err() {
+            return;
+        }
+        self.began.call_once(|| {}); // the header says so
+        let slots = lock(&self.slots);
+        self.broken.store(false, Relaxed); // from now on, each chunk writes its limit
+        for (stream, place) in &slots.places {
+            let reach = place.taken.as_ref().map(|of| lock(&of.reach));
+            let limit = reach.as_ref().map_or(place.limit, |reach| reach.limit);
+            self.write(HEAD + place.index * SLOT, &record(*stream, limit));
+        }
+        // Without it, the file is not trusted.
+        let counts = lock(&self.counts);
+        self.write(0, &self.header(&counts, 1, slots.unsaved));
+        self.sync();
+        if !self.is_broken() {
+            self.reported.store(false, Relaxed);
+            log::info!("`air` in the state folder is written again");
         }
     }
 
@@ -380,8 +422,8 @@ impl SentMarks {
         }
     }
 
-    /// The slot of a stream opened at `at` while its file holds `size` bytes. Returns the same slot when called again
-    /// in the same run.
+    /// The slot of a stream opened at `at` while its file holds `size` bytes ([`u64::MAX`]: unknown). Returns the same slot
+    /// when called again in the same run.
     pub fn take(self: &Arc<Self>, stream: StreamId, at: u64, size: u64) -> SentMark {
         let mut slots = lock(&self.slots);
         let (index, old) = match slots.places.get(&stream) {
@@ -395,12 +437,8 @@ impl SentMarks {
                 (index, None)
             }
         };
-        let limit = match old {
-            Some(u64::MAX) => size,
-            Some(limit) => limit,
-            None => slots.unsaved.min(size),
-        };
-        let limit = limit.max(at);
+        // What is not in the file yet was not sent, even if the limit was written ahead.
+        let limit = old.unwrap_or(slots.unsaved).min(size).max(at);
         let reach = Reach { sent: limit, limit, settled: limit, chunks: 0, ahead: 0 };
         let of = Taken { doubtful: self.in_doubt(limit, at), reach: Arc::new(Mutex::new(reach)) };
         slots.places.insert(stream, MarkPlace { index, limit, taken: Some(of.clone()) });
@@ -413,6 +451,9 @@ impl SentMarks {
 
     /// Brings back the limits that were written ahead. Called after each save.
     pub fn settle(&self) {
+        if let Some(file) = self.file.as_ref().filter(|_| self.is_broken()) {
+            self.rewrite(file);
+        }
         for place in lock(&self.slots).places.values() {
             let Some(of) = &place.taken else { continue };
             let mut reach = lock(&of.reach);
@@ -434,7 +475,14 @@ impl SentMarks {
     /// The stream is finished, and saved as such.
     pub fn release(&self, stream: StreamId) {
         let mut slots = lock(&self.slots);
+        let holders = |place: &MarkPlace| place.taken.as_ref().map_or(0, |of| Arc::strong_count(&of.reach));
+        // Besides the place and the progress that is saved, a tail may hold it that is just opening the file again.
+        if slots.places.get(&stream).is_some_and(|place| holders(place) > 2) {
+            return;
+        }
         if let Some(place) = slots.places.remove(&stream) {
+            // If it is opened again, it gets another slot: two would contradict each other.
+            self.write(HEAD + place.index * SLOT, &record(StreamId(0), 0));
             slots.free.push(place.index);
         }
     }
@@ -451,7 +499,13 @@ impl SentMarks {
 
     /// Lines sent again that an earlier run may have sent, over all runs.
     pub fn again(&self) -> u64 {
-        lock(&self.counts).again
+        self.again.load(Relaxed)
+    }
+
+    /// When the write began that a chunk waits for.
+    pub fn writing(&self) -> Option<Instant> {
+        let since = self.writing.load(Relaxed).checked_sub(1)?;
+        Some(self.opened + Duration::from_millis(since))
     }
 
     /// A limit could not be written, so the file is no longer reliable.
@@ -475,9 +529,10 @@ impl SentMarks {
         let (Err(e), Some(file)) = (done, &self.file) else { return };
         // An empty file means "nothing known", which is true; the old content would understate the limits.
         let _ = file.set_len(0);
-        if !self.broken.swap(true, Relaxed) {
+        self.broken.store(true, Relaxed);
+        if !self.reported.swap(true, Relaxed) {
             log::error!(
-                "write `air` in the state folder: {e}; free disk space: after a crash doubled_at_most will count every line that is read again"
+                "write `air` in the state folder: {e}; free disk space: until positions are saved again, a crash makes doubled_at_most count every line that is read again"
             );
         }
     }
@@ -486,6 +541,13 @@ impl SentMarks {
 impl SentMark {
     /// Lines of a chunk `start..end` are about to be sent for the first time.
     pub fn raise(&self, start: u64, end: u64, lines: u64) {
+        let marks = &self.marks;
+        marks.writing.store(marks.opened.elapsed().as_millis() as u64 + 1, Relaxed);
+        self.raise_to(start, end, lines);
+        marks.writing.store(0, Relaxed);
+    }
+
+    fn raise_to(&self, start: u64, end: u64, lines: u64) {
         self.marks.began.call_once(|| {
             self.marks.write(RUNNING, &1u64.to_le_bytes());
             self.marks.sync();
@@ -506,8 +568,7 @@ impl SentMark {
 
 fn head(boot: &str) -> Vec<u8> {
     let mut head = format!("{MAGIC}{boot}\n").into_bytes();
-    head.truncate(RESENT as usize);
-    head.resize(HEAD as usize, 0);
+    head.resize(BOUND as usize, 0);
     head
 }
 

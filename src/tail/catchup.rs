@@ -105,7 +105,7 @@ impl Tail<'_> {
             self.known.release(entry.stream, entry.at, entry.size, entry.modified, true);
             return Ok(());
         }
-        let origin = self.origin(entry.stream, entry.at.offset, entry.size);
+        let origin = self.origin(entry.stream, entry.at.offset, entry.size, u64::MAX);
         self.find_or_await(entry, origin, REWRITTEN)
     }
 
@@ -206,7 +206,7 @@ impl Tail<'_> {
 
     /// Tells the registry that the stream is in this file and ends at `at`.
     fn tell_finished(&self, stream: StreamId, look: &Look, at: Point) {
-        let origin = self.origin(stream, at.offset, at.offset);
+        let origin = self.origin(stream, at.offset, at.offset, at.offset);
         self.out.open(origin.opened(look.identity.clone(), at));
         self.out.close(Closed { stream, why: Ending::Finished });
     }

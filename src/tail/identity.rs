@@ -76,7 +76,7 @@ pub fn open(path: &Path) -> io::Result<(File, Look)> {
     let fd = crate::links::open(path, flags)?;
     // The kernel returns the lowest free number, so a high one means that few are left.
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    if fd.as_raw_fd() as u64 + RESERVE >= limit {
+    if fd.as_raw_fd() as u64 + RESERVE.min(limit / 2) >= limit {
         return Err(Errno::MFILE.into());
     }
     let seen = look(&fd)?;

@@ -67,6 +67,8 @@ pub struct Open {
     pub at: Point,
     /// The ≤ 256 bytes before `at`, as they were read.
     before: Vec<u8>,
+    /// The beginning of a plain file of which nothing was read yet. If it changes, the file was truncated before that.
+    beginning: Vec<u8>,
     /// The first ≤ 256 bytes of a plain file, as far as they were read. A copy of the file begins with the same bytes.
     pub head: Vec<u8>,
     /// Ranges acknowledged in an earlier run; they are skipped.
@@ -136,6 +138,7 @@ impl Open {
             identity: look.identity.clone(),
             at,
             before: Vec::new(),
+            beginning: Vec::new(),
             head: Vec::new(),
             beyond: beyond.into(),
             searched: at.offset,
@@ -166,6 +169,9 @@ impl Open {
         open.at.mark = Mark::of(&open.before);
         if let Bytes::Plain(file) = &open.bytes {
             open.head = before(file, at.offset.min(Mark::SPAN as u64))?;
+            if at.offset == 0 {
+                open.beginning = beginning(file)?;
+            }
             open.in_hole = open.before.last() == Some(&0) && ends_in_hole(file, at.offset)?;
         }
         Ok(Some(open))
@@ -269,6 +275,9 @@ impl Open {
     pub fn unchanged(&mut self) -> io::Result<bool> {
         if let Bytes::Gz(_) = self.bytes {
             return Ok(true);
+        }
+        if let (0, Bytes::Plain(file)) = (self.at.offset, &self.bytes) {
+            return Ok(before(file, self.beginning.len() as u64)? == self.beginning);
         }
         Ok(self.read_before(self.at.offset)? == self.before)
     }
@@ -570,7 +579,8 @@ impl Open {
             Bytes::Plain(file) if is_one_page => {
                 let known = self.before.len();
                 let is_end = append(file, self.at.offset - known as u64, bytes, known + len)?;
-                let same = bytes.starts_with(&self.before);
+                let wanted = if self.at.offset == 0 { &self.beginning } else { &self.before };
+                let same = bytes.starts_with(&wanted[..wanted.len().min(known + len)]);
                 bytes.drain(..known.min(bytes.len()));
                 Ok(same.then_some(is_end))
             }
@@ -661,6 +671,16 @@ pub fn mark_at(file: &File, offset: u64) -> io::Result<Mark> {
 pub fn point_at(file: &File, look: &Look, offset: u64) -> io::Result<Point> {
     let offset = offset.min(look.size);
     Ok(Point { offset, mark: mark_at(file, offset)?, ..Point::default() })
+}
+
+/// The first bytes of a file that a writer no longer changes: complete lines, or at least 256 bytes. NULs may be written over.
+fn beginning(file: &File) -> io::Result<Vec<u8>> {
+    let mut first = before(file, Mark::SPAN as u64)?;
+    if first.len() < Mark::SPAN {
+        first.truncate(memrchr(b'\n', &first).map_or(0, |nl| nl + 1));
+    }
+    first.truncate(memchr(0, &first).unwrap_or(first.len()));
+    Ok(first)
 }
 
 /// The ≤ 256 bytes before `offset`; fewer if the file is shorter.

@@ -6,10 +6,10 @@ use super::identity;
 use super::siblings::{self, Packed};
 use crate::record::{Identity, Range};
 use crossbeam_channel::after;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::fs::{DirEntryExt, FileExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A range and the crc32c of its bytes.
@@ -60,10 +60,16 @@ fn look_once(
     if let Ok((file, look)) = identity::open(path) {
         files.push((look.identity != *identity, Packed::Plain, file));
     }
-    for sibling in siblings::list(path)? {
+    for sibling in siblings::list_family(path)? {
         if let Ok((file, look)) = identity::open(&sibling.path) {
             files.push((look.identity != *identity, sibling.packed, file));
         }
+    }
+    // Its name may be another log's by now.
+    if files.iter().all(|(other, ..)| *other) {
+        let renamed = beside(path, identity).into_iter().filter_map(|path| identity::open(&path).ok());
+        let own = renamed.filter(|(_, look)| look.identity == *identity);
+        files.extend(own.map(|(file, _)| (false, Packed::Plain, file)));
     }
     files.sort_by_key(|(other, packed, _)| (*other, *packed != Packed::Plain)); // the file itself first
     for (_, packed, file) in files {
@@ -78,6 +84,14 @@ fn look_once(
         }
     }
     Ok(())
+}
+
+/// The names with the stream's inode in the folder of the path, and of its target if it is a symlink.
+fn beside(path: &Path, identity: &Identity) -> Vec<PathBuf> {
+    let target = siblings::target(path);
+    let folders = [Some(path), target.as_deref()].map(|p| p.and_then(Path::parent));
+    let names = folders.into_iter().flatten().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
+    names.flatten().filter(|name| name.ino() == identity.ino).map(|name| name.path()).collect()
 }
 
 fn plain(file: &File, wanted: &[Wanted], found: &mut [Option<Vec<u8>>]) -> io::Result<()> {
@@ -118,6 +132,30 @@ mod tests {
     use super::*;
     use flate2::{Compression, write::GzEncoder};
     use std::io::Write;
+
+    /// A file that took another log's name, a symlink that leads elsewhere now, and a rotated name that moved on. Fails when only
+    /// names that begin with the path's are searched.
+    #[test]
+    fn whatever_they_are_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("b.log"), "bytes\n").unwrap();
+        let identity = identity::look_at(&at("b.log")).unwrap().unwrap().identity;
+        let wanted = [Wanted { range: 0..6, crc: crc32c::crc32c(b"bytes\n") }];
+        let want = [Some(b"bytes\n".to_vec())];
+        std::fs::write(at("a.log"), "other\n").unwrap();
+        assert_eq!(reread(&at("a.log"), &identity, None, &wanted).unwrap(), want);
+        std::fs::create_dir(at("links")).unwrap();
+        std::os::unix::fs::symlink("links/2", at("current")).unwrap();
+        std::fs::write(at("links/2"), "other\n").unwrap();
+        std::fs::hard_link(at("b.log"), at("links/1")).unwrap();
+        std::fs::remove_file(at("b.log")).unwrap();
+        assert_eq!(reread(&at("current"), &identity, None, &wanted).unwrap(), want);
+        let mut e = GzEncoder::new(File::create(at("c.log.2.gz")).unwrap(), Compression::fast());
+        e.write_all(b"bytes\n").unwrap();
+        e.finish().unwrap();
+        assert_eq!(reread(&at("c.log.1"), &identity, None, &wanted).unwrap(), want);
+    }
 
     /// Fails when bytes are not found after a rotation, in a copy or in a `.gz`, or when other bytes are accepted.
     #[test]

@@ -27,7 +27,7 @@ pub fn reserve(o: &TailOptions, known: &Known, board: &Board) -> io::Result<Opti
         topic: o.topic.clone(),
         path: o.path.clone(),
         shape: o.shape.clone(),
-        progress: board.progress(entry.stream, at.offset, look.size),
+        progress: board.progress(entry.stream, at.offset, look.size, look.size),
     });
     if let Some(file) = board.files().get_mut(&o.path) {
         file.progress = vec![origin.progress.clone()];

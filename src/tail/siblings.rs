@@ -76,15 +76,27 @@ fn list_by(path: &Path, form: Form<'_>) -> io::Result<Vec<Sibling>> {
 /// Maximum number of listings of a folder that keeps changing.
 const READINGS: usize = 20;
 
+/// The files that the path, a symlink, may have led to before, for example if its target has a date in its name.
+pub fn list_former_targets(path: &Path) -> io::Result<Vec<Sibling>> {
+    let Some(real) = target(path) else { return Ok(Vec::new()) };
+    let base = base_of(real.file_name().unwrap_or_default());
+    let form: Form<'_> = &|name, other| (other != name && base_of(other) == base).then_some(Packed::Plain);
+    Ok(in_folder_of(&real, form)?.0)
+}
+
+/// Where the path leads if it is a symlink to something below its own folder.
+pub fn target(path: &Path) -> Option<PathBuf> {
+    let real = fs::canonicalize(path).ok().filter(|real| real != path)?;
+    let own = fs::canonicalize(path.parent()?).ok()?;
+    real.starts_with(own).then_some(real)
+}
+
 /// The siblings, and whether their folders were unchanged.
 fn list_once(path: &Path, form: Form<'_>) -> io::Result<(Vec<Sibling>, bool)> {
     // If the path is a symlink, rotation also happens beside its target. Files outside the path's own folder tree were not
     // requested.
     let (mut found, mut at_rest) = in_folder_of(path, form)?;
-    if let Ok(real) = fs::canonicalize(path)
-        && real != path
-        && path.parent().is_some_and(|own| fs::canonicalize(own).is_ok_and(|own| real.starts_with(own)))
-    {
+    if let Some(real) = target(path) {
         let (more, rests) = in_folder_of(&real, form)?;
         found.extend(more);
         at_rest &= rests;

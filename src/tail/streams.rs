@@ -27,7 +27,7 @@ impl Tail<'_> {
         e: Entry,
     ) -> Result<Option<usize>, Halt> {
         let size = if look.size == u64::MAX { e.size.max(e.at.offset) } else { look.size }; // unknown at first for a .gz
-        let origin = self.origin(e.stream, e.at.offset, size);
+        let origin = self.origin(e.stream, e.at.offset, size, look.size);
         let Some(mut open) = Open::new(bytes, look, origin.clone(), e.at, e.beyond.clone(), self.now)? else {
             return Ok(None);
         };
@@ -61,13 +61,13 @@ impl Tail<'_> {
         Ok(true)
     }
 
-    pub(super) fn origin(&self, stream: StreamId, at: u64, size: u64) -> Arc<Origin> {
+    pub(super) fn origin(&self, stream: StreamId, at: u64, size: u64, most: u64) -> Arc<Origin> {
         Arc::new(Origin {
             stream,
             topic: self.o.topic.clone(),
             path: self.o.path.clone(),
             shape: self.o.shape.clone(),
-            progress: self.board.progress(stream, at, size),
+            progress: self.board.progress(stream, at, size, most),
         })
     }
 
@@ -275,6 +275,7 @@ impl Tail<'_> {
         self.known.forget(open.origin.stream);
         self.known.store.done(open.origin.stream);
         self.count_lost(lost, "it was deleted, and deleted_hold is exceeded");
+        open.origin.progress.saw(open.at.offset, self.now); // the rest does not lag: it is lost
         self.show_left(open.origin.progress.clone());
         self.show();
         self.out.close(Closed { stream: open.origin.stream, why: Ending::Gone { lost } });

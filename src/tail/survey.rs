@@ -204,6 +204,10 @@ impl Tail<'_> {
         if scope == Scope::Logs {
             list.extend(siblings::list_rotated(&self.o.path, |path| self.is_followed(path))?);
         }
+        if scope != Scope::Log {
+            let is_known = |s: &Sibling| self.known.get(&s.look.identity, &self.o.path).is_some();
+            list.extend(siblings::list_former_targets(&self.o.path)?.into_iter().filter(is_known));
+        }
         let beside = match scope {
             Scope::Log => Vec::new(),
             Scope::Folder | Scope::Logs => self.known.unassigned_beside(&self.o.path),

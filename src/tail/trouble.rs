@@ -1,6 +1,7 @@
 //! Handles a path that cannot be read: what to log, and when to give up.
 
 use super::Tail;
+use crate::error::too_few_descriptors;
 use crate::report::Progress;
 use log::{info, warn};
 use std::io;
@@ -31,7 +32,8 @@ impl Tail<'_> {
             if let Some(times) = self.failures.more(1, self.now) {
                 let path = self.o.path.display();
                 let again = if times > 1 { format!(" ({times} times recently)") } else { String::new() };
-                warn!("{path}: cannot be read now: {text}{again}; keeping its position and retrying");
+                let fix = too_few_descriptors(e).map_or(String::new(), |fix| format!("; {fix}"));
+                warn!("{path}: cannot be read now: {text}{again}{fix}; keeping its position and retrying");
                 self.logged = true;
             }
             self.say("unreadable", Some(text.clone()));

@@ -75,6 +75,7 @@ impl Pattern {
     pub fn literal(&self) -> Option<PathBuf> {
         match self.parts.as_slice() {
             [PatternPart::Name(name)] => Some(self.root.join(name)),
+            [] => Some(self.root.clone()), // `/`
             _ => None,
         }
     }

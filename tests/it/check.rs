@@ -105,6 +105,60 @@ fn one_dead_address_of_a_name_is_a_warning() {
     assert!(text.contains("code 0"), "{text}\n{}", jail.log());
 }
 
+/// A name with two addresses, of which the first accepts connections and never answers. Fails when that fails the check,
+/// or is not mentioned.
+#[test]
+fn a_mute_address_of_a_name_is_a_warning() {
+    let Ok(mute) = std::net::TcpListener::bind("[::1]:0") else { return }; // as above
+    let port = mute.local_addr().unwrap().port();
+    let broker = Broker::shared(Version::V41);
+    let (folder, topic) = (Folder::new(), broker.topic(1));
+    folder.write("hosts", "::1 two.test\n127.0.0.1 two.test\n");
+    let Ok(answers) = std::net::TcpListener::bind(("127.0.0.1", port)) else { return };
+    let address: std::net::SocketAddr = broker.address.parse().unwrap();
+    thread::spawn(move || {
+        for client in answers.incoming().flatten() {
+            let to = std::net::TcpStream::connect_timeout(&address, SOON).unwrap();
+            let (mut from, mut back) = (client.try_clone().unwrap(), to.try_clone().unwrap());
+            let (mut to, mut client) = (to, client);
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+            thread::spawn(move || std::io::copy(&mut back, &mut client));
+        }
+    });
+    let (state, log) = (folder.path("state"), folder.path("c.log"));
+    folder.write(
+        "c.toml",
+        format!(
+            "[agent]\nstate_dir = {state:?}\n[kafka]\nbrokers = [\"two.test:{port}\"]\ntopic = {:?}\n\
+             [[files]]\npaths = [{log:?}]\n",
+            topic.name
+        ),
+    );
+    let script = "mount --bind hosts /etc/hosts; $A check --connect -c c.toml && echo code 0 || echo code $?";
+    let jail = Jail::start(&folder, script);
+    let text = || jail.lines().iter().map(|l| String::from_utf8_lossy(l) + "\n").collect::<String>();
+    wait_until(PATIENT, "the exit code", || text().contains("code "));
+    let text = text();
+    for said in
+        ["warning  versions (5", "no answer in time", "ok       TCP 127.0.0.1", "ok       write", "code 0"]
+    {
+        assert!(text.contains(said), "{said}: {text}\n{}", jail.log());
+    }
+}
+
+/// Lines would go to whichever of the two clusters answers first. Fails when the check accepts that.
+#[test]
+fn brokers_of_two_clusters() {
+    let folder = Folder::new();
+    let (a, b) = (Broker::shared(Version::V41), Broker::shared(Version::V39));
+    let topic = a.topic(1);
+    let kafka = format!("brokers = [{:?}, {:?}]\ntopic = {:?}", a.address, b.address, topic.name);
+    let (text, code) = connect_output(&folder, "two", &kafka);
+    let failed = text.lines().find(|line| line.starts_with("failed   cluster id")).unwrap_or(&text);
+    assert!(failed.contains(&format!("but {} to cluster ", a.address)), "{text}");
+    assert!(failed.contains("name only brokers of the same cluster in `brokers`") && code == 1, "{text}");
+}
+
 /// Fails when a failed step is not the last one of its broker, does not show its time, or does not say what to do.
 #[test]
 fn each_step_that_fails_says_what_to_do_3_9() {

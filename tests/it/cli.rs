@@ -30,7 +30,7 @@ fn a_wrong_command_line_exits_64() {
     }
 }
 
-/// Fails when help or version go to standard error, or help omits a command.
+/// Fails when help or version go to standard error, help omits a command, or `help run` follows a file of that name.
 #[test]
 fn help_and_version_exit_0() {
     let folder = Folder::new();
@@ -40,6 +40,7 @@ fn help_and_version_exit_0() {
         assert!(text.contains(word), "--help names `{word}`:\n{text}");
         let done = folder.agent([word, "--help"]).run().expect_code(0);
         assert!(!done.stdout.is_empty() && done.stderr.is_empty(), "{word} --help");
+        assert_eq!(folder.agent(["help", word]).run().expect_code(0).stdout, done.stdout, "help {word}");
     }
     let version = folder.agent(["--version"]).run().expect_code(0);
     assert_eq!(
@@ -234,4 +235,48 @@ fn tail_prints_lines_as_they_arrive() {
     let mut agent = folder.agent_line("tail --from beginning f.log").spawn();
     assert_eq!(agent.wait_lines(n + 1)[0], b"old");
     agent.stop().expect_code(0);
+}
+
+/// std opens /dev/null in place of a closed standard output. Fails when lines count as delivered there.
+#[test]
+fn a_closed_standard_output_takes_no_line() {
+    let folder = Folder::new();
+    folder.write("f.log", "one\n");
+    let closed = ["sh", "-c", "exec \"$@\" >&-", "sh"];
+    for args in ["run --once --from beginning --output stdout --state-dir state f.log", "tail f.log"] {
+        let done = folder.started_by(closed, args).run().expect_code(1);
+        assert!(done.stderr.contains("standard output: Bad file descriptor"), "{args}: {}", done.stderr);
+    }
+    let once = "run --once --from beginning --output stdout --state-dir state f.log";
+    assert_eq!(folder.agent_line(once).run().expect_code(0).stdout, b"one\n");
+}
+
+/// `/` has no parent folder; a file of /proc has a size of 0. Fails when they are passed over in silence.
+#[test]
+fn the_root_folder_and_a_file_of_the_kernel() {
+    let folder = Folder::new();
+    for (path, said) in [
+        ("/", "/: it is a folder, so nothing in it is read"),
+        (
+            "/proc/cpuinfo",
+            "/proc/cpuinfo: is made by the kernel while it is read, and has no size; it is not followed",
+        ),
+    ] {
+        let done = folder.agent_line("run --once --from beginning").arg(path).run().expect_code(0);
+        assert!(done.stderr.contains(said) && done.stdout.is_empty(), "{path}: {}", done.stderr);
+    }
+}
+
+/// Fails when a file in place of the state folder is reported as the lock file that "exists".
+#[test]
+fn a_file_as_the_state_folder() {
+    let folder = Folder::new();
+    folder.write("f.log", "x\n");
+    let done = folder.agent_line("run --once --state-dir f.log f.log").run().expect_code(78);
+    assert!(
+        done.stderr.contains("f.log: it is not a folder; move it away, or name another"),
+        "{}",
+        done.stderr
+    );
+    assert!(done.stdout.is_empty());
 }

@@ -145,6 +145,46 @@ fn truncated_before_anything_was_read() {
     }
 }
 
+/// The same, but the file is written again, to less and to more than before, before anyone looks. Fails when the new bytes
+/// count as the rest of those that were there: the copy would be counted as lost, or never be read.
+#[test]
+fn truncated_and_regrown_before_anything_was_read() {
+    for new in [part(5000..5010), part(5000..11_000)] {
+        let (folder, broker) = (Folder::new(), Scripted::away());
+        let others = ["a", "b", "c", "d"].map(|name| Lines::new(name, 0..50_000));
+        for (lines, name) in others.iter().zip(["a.log", "b.log", "c.log", "d.log"]) {
+            lines.append_to(&folder.path(name));
+        }
+        let state = folder.path("state");
+        let address = broker.address();
+        let mut agent = folder
+            .agent_line(&format!(
+                "run --from beginning --driver modern --topic t --brokers {address} --state-dir state a.log b.log c.log d.log f.log"
+            ))
+            .start();
+        wait_status(&folder, &state, "memory is full", |s| s["memory"]["used"].as_u64() > Some(6 << 20));
+        let unread = part(0..5000);
+        folder.write("f.log", unread.bytes());
+        wait_status(&folder, &state, "it is seen", |s| {
+            let all = s["files"].as_array().unwrap();
+            all.iter()
+                .any(|f| f["path"].as_str().unwrap().ends_with("/f.log") && f["size"] == unread.bytes().len())
+        });
+        agent.pause();
+        std::fs::copy(folder.path("f.log"), folder.path("f.log.1")).unwrap();
+        truncate(&folder, 0);
+        folder.append("f.log", new.bytes());
+        broker.up(1);
+        agent.resume();
+        let want: Vec<&Lines> = others.iter().chain([&unread, &new]).collect();
+        let count: usize = want.iter().map(|l| l.count()).sum();
+        wait_until(PATIENT, "all lines arrive", || broker.stored("t").len() >= count);
+        agent.stop().expect_code(0);
+        Delivered::of(broker.stored("t")).assert_exactly_once(&want);
+        assert_eq!(lost(&folder), 0);
+    }
+}
+
 /// The end of a file is cut off after it was seen but before it was read. Fails when the rest is read again, or the
 /// bytes cut off are not counted.
 #[test]

@@ -86,6 +86,31 @@ fn deleted_hold_is_enforced() {
     assert_eq!(lost, 2000 * 201 - read * 201, "{said}");
 }
 
+/// While no broker accepts anything, part of a deleted file is read and the rest given up. Fails when the lag includes what
+/// is lost.
+#[test]
+fn what_deleted_hold_gives_up_does_not_lag() {
+    let folder = Folder::new();
+    let kafka = Scripted::away();
+    let (state, log) = (folder.path("state"), folder.path("f.log"));
+    let config = format!(
+        "[agent]\nstate_dir = {state:?}\nmemory = \"192KiB\"\n[kafka]\nbrokers = [{:?}]\ntopic = \"t\"\n\
+         driver = \"modern\"\nbatch = \"16KiB\"\n[[files]]\npaths = [{log:?}]\nmax_line = 4096\n\
+         start = \"beginning\"\ndeleted_hold = {{ bytes = \"1KiB\", time = \"1h\" }}\n",
+        kafka.address()
+    );
+    folder.write("c.toml", config);
+    Lines::new("f", 0..3000).append_to(&log);
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    folder.remove("f.log");
+    agent.wait_log("deleted_hold", SOON);
+    wait_status(&folder, &state, "what is read lags, and the rest is lost", |s| {
+        let all = [&s["files"][0]["lag_bytes"], &s["totals"]["lost_bytes"]].map(|n| n.as_u64().unwrap_or(0));
+        all[0] > 0 && all[1] > 0 && all[0] + all[1] == 3000 * 201
+    });
+    agent.stop().expect_code(0);
+}
+
 /// While no broker accepts anything, a file is read to its end and closed. Fails when its lines no longer count as unsent
 /// once no thread reads the path, or when the path is still shown after their acknowledgement.
 #[test]

@@ -284,3 +284,22 @@ fn a_cluster_that_is_upgraded() {
     follows().arg("--once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_at_least_once(&[&lines]);
 }
+
+/// `rate` is 8 KiB/s and there is a backlog. Fails when batches of 512 KiB, each sent at once, make bursts of it.
+#[test]
+fn a_low_rate_comes_in_small_batches() {
+    let folder = Folder::new();
+    let kafka = Scripted::start(1);
+    kafka.topic("t", &[0]);
+    folder.write_config(&kafka.address(), "t", "driver = \"modern\"\nrate = \"8KiB/s\"\n");
+    let lines = Lines::new("f", 0..200);
+    lines.append_to(&folder.path("f.log"));
+    let began = Instant::now();
+    let mut agent = folder.agent_line("run -c c.toml").start();
+    wait_until(PATIENT, "all lines", || kafka.stored("t").len() == 200);
+    agent.stop().expect_code(0);
+    let most = kafka.produced().iter().map(|p| p.batch.records.len()).max();
+    assert!(most.is_some_and(|most| most * 201 <= 8 << 10), "{most:?} lines in one batch");
+    assert!(began.elapsed() > secs(2), "{:?}", began.elapsed()); // 39 KiB, of which 8 at once
+    Delivered::of(kafka.stored("t")).assert_exactly_once(&[&lines]);
+}

@@ -88,6 +88,21 @@ fn only_regular_files_are_read() {
     std::fs::remove_file(&fifo).unwrap();
 }
 
+/// Fails when a FIFO in place of a file with unread bytes is called a regular file.
+#[test]
+fn a_fifo_in_place_of_a_file() {
+    let folder = Folder::new();
+    let once = "run --output stdout --once --state-dir state f.log";
+    folder.write("f.log", "line\n");
+    folder.agent_line(once).run().expect_code(0);
+    folder.remove("f.log");
+    let fifo = folder.path("f.log");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let done = folder.agent_line(once).run().expect_code(1);
+    let (refused, regular) = ("is a FIFO, not a regular file; it is not followed", "is a regular file now");
+    assert!(done.stderr.contains(refused) && !done.stderr.contains(regular), "{}", done.stderr);
+}
+
 /// Runs as a user who is subject to file permissions. Fails when an unreadable file is retried forever, keeps another
 /// from being delivered, or is not reflected in the exit code.
 #[test]

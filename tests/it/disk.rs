@@ -179,3 +179,54 @@ fn read_only_disk_is_reported_as_blocking_delivery() {
     machine.boot("run -c c.toml --once").run_for(PATIENT).expect_code(0);
     Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("f", 0..20)]);
 }
+
+/// The file system is frozen: each write to it waits, as on a flash that does not answer. Fails when status or log do not say
+/// within 2 s that nothing is sent and why, also when a tail waits for the producer by
+/// then; or when a line is lost or doubled.
+#[test]
+fn a_disk_that_does_not_answer_is_reported() {
+    for tool in ["nsenter", "fsfreeze"] {
+        need(tool);
+    }
+    let broker = Broker::shared(Version::V41);
+    for delivery in ["at-least-once", "exactly-once"] {
+        let topic = broker.topic(1);
+        let mut machine = Machine::new();
+        write_config(&machine.folder, &topic.name, &topic.address, "", "");
+        let text = fs::read_to_string(machine.folder.path("c.toml")).unwrap();
+        machine.folder.write("c.toml", text.replace("exactly-once", delivery));
+        machine.folder.append("f.log", Lines::new("f", 0..10).bytes());
+        let mut agent = machine.boot("run -c c.toml").start();
+        wait_until(SOON, "the first lines are stored", || topic.end_offsets() == 10);
+        pause(secs(1));
+        let state = machine.folder.path("state");
+        let script = "fsfreeze -f \"$1\"; sleep 7; fsfreeze -u \"$1\"";
+        let mut frozen = Command::new("nsenter")
+            .args(["--mount", "--target", &agent.id().to_string(), "sh", "-c", script, "sh"])
+            .arg(&state)
+            .spawn()
+            .unwrap();
+        pause(millis(300));
+        let before = std::time::Instant::now();
+        for line in 10..200 {
+            machine.folder.append("f.log", Lines::new("f", line..line + 1).bytes());
+            pause(millis(5));
+        }
+        let log = agent.wait_log("the disk of the state folder has not answered", SOON);
+        assert!(log.contains("nothing is sent until it does"), "{log}");
+        wait_until(SOON, "status reports it", || {
+            let done = machine.beside(&agent, &["status", "--json"]).expect_code(0);
+            let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+            let has = |why: &serde_json::Value| why.as_str().is_some_and(|w| w.contains("has not answered"));
+            has(&said["state"]["degraded"]) && has(&said["files"][0]["stuck_because"])
+        });
+        let limit = optimized(millis(3500), secs(6));
+        assert!(before.elapsed() < limit, "{:?}", before.elapsed());
+        frozen.wait().unwrap();
+        machine.folder.append("f.log", Lines::new("f", 200..201).bytes());
+        agent.wait_log("the disk of the state folder answers again", SOON);
+        wait_until(SOON, "all lines are stored", || topic.end_offsets() >= 201);
+        agent.stop().expect_code(0);
+        Delivered::in_topic(&topic).assert_exactly_once(&[&Lines::new("f", 0..201)]);
+    }
+}

@@ -137,6 +137,20 @@ fn the_event_queue_overflows() {
     ]);
 }
 
+/// The agent holds 32 descriptors back, and has 40. Fails when no file is read then, or the limit is not named.
+#[test]
+fn fewer_descriptors_than_are_held_back() {
+    need("prlimit");
+    let folder = Folder::new();
+    for i in 0..60 {
+        folder.write(&format!("{i:02}.log"), "line\n");
+    }
+    let agent =
+        Jail::start(&folder, &format!("exec prlimit --nofile=40:40 sh -ec '{RUN} \"$@\"' sh '*.log'"));
+    assert_eq!(agent.wait_lines(1)[0], b"line");
+    wait_until(SOON, "the advice", || agent.log().contains("(os error 24); raise the limit of descriptors"));
+}
+
 /// Fails when the agent uses up all descriptors, gives up on a file, or logs every attempt.
 #[test]
 fn more_files_than_descriptors() {

@@ -166,3 +166,26 @@ fn rotated_files_elsewhere_are_not_looked_for() {
     seen.sort();
     assert_eq!(seen, [&b"elsewhere 3"[..], b"logs/within 2", b"logs/within 3"]);
 }
+
+/// While the agent is down, a file gets its last lines and the link leads to the next one, whose name has another number.
+/// Fails when only names that begin with the link's are searched.
+#[test]
+fn a_link_that_moves_on_while_stopped() {
+    let folder = Folder::new();
+    folder.write("log.0", "");
+    symlink("log.0", folder.path("f")).unwrap();
+    let lines = |n: u64| Lines::new("f", n * 10..(n + 1) * 10);
+    let mut delivered = Vec::new();
+    for round in 0..4 {
+        let done = folder.agent_line(LIVE).arg("--once").arg("f").run().expect_code(0);
+        delivered.extend(done.lines());
+        folder.append(&format!("log.{round}"), lines(2 * round).bytes());
+        folder.write(&format!("log.{}", round + 1), lines(2 * round + 1).bytes());
+        folder.remove("f");
+        symlink(format!("log.{}", round + 1), folder.path("f")).unwrap();
+    }
+    delivered.extend(folder.agent_line(LIVE).arg("--once").arg("f").run().expect_code(0).lines());
+    let delivered = Delivered::of(delivered);
+    delivered.assert_exactly_once(&[&Lines::new("f", 0..80)]);
+    delivered.assert_ordered();
+}

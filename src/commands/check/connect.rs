@@ -4,7 +4,10 @@
 use super::cluster;
 use crate::commands::drivers;
 use crate::config::{Acks, Codec, Config, Delivery, DriverChoice, Kafka, Output, Partitioner};
-use crate::kafka::broker_check::{self, BrokerCheckStep, BrokerStep, PlannedLoad, Speaks, Visit};
+use crate::error::Reason;
+use crate::kafka::broker_check::{
+    self, BrokerCheckStep, BrokerStep, Outcome, PlannedLoad, Speaks, Visit, Visited,
+};
 use crate::record::Key;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,7 +37,12 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(BrokerCheckStep)) -> String {
     };
     let mut all = Vec::new();
     for address in kafka.brokers.iter().map(ToString::to_string) {
-        all.push((visit(&address, &topics, tell), address));
+        let found = visit(&address, &topics, tell);
+        if let Some(why) = another_cluster(&found, &all) {
+            let what = BrokerStep::Cluster;
+            tell(BrokerCheckStep { what, took: Duration::ZERO, outcome: Outcome::Failed(why) });
+        }
+        all.push((found, address));
     }
     let leaders: Vec<String> =
         all.iter().flat_map(|(found, _)| found.leaders.clone()).take(LEADERS).collect();
@@ -44,6 +52,16 @@ pub fn steps(config: &Config, tell: &mut dyn FnMut(BrokerCheckStep)) -> String {
         }
     }
     cluster::table(config, kafka, &all)
+}
+
+/// The first cluster that answers gets the lines, so all brokers must belong to the same one.
+fn another_cluster(found: &Visited, before: &[(Visited, String)]) -> Option<Reason> {
+    let id = found.cluster.as_ref()?;
+    let (other, first) = before.iter().find_map(|(v, address)| Some((v.cluster.as_ref()?, address)))?;
+    (id != other).then(|| {
+        let why = format!("it belongs to cluster {id}, but {first} to cluster {other}");
+        Reason::new(why, "name only brokers of the same cluster in `brokers`")
+    })
 }
 
 /// Each topic once, with the largest `max_line` of its sources.
@@ -60,8 +78,7 @@ fn wanted<'c>(config: &'c Config, kafka: &Kafka) -> Vec<PlannedLoad<'c>> {
 
 /// Adds advice to a problem that has none.
 fn advised(mut step: BrokerCheckStep, by_proxy: bool) -> BrokerCheckStep {
-    use broker_check::Outcome::{Doubtful, Failed, Never};
-    if let Doubtful(why) | Failed(why) | Never(why) = &mut step.outcome {
+    if let Outcome::Doubtful(why) | Outcome::Failed(why) | Outcome::Never(why) = &mut step.outcome {
         why.fix.get_or_insert_with(|| advice(&step.what, by_proxy).to_owned());
     }
     step

@@ -106,7 +106,7 @@ impl Session {
             What::Ask { .. } => {} // read in parts
             What::Produce { version, codec, batches, .. } => {
                 let codec = *codec;
-                let mut said = Vec::with_capacity(batches.len());
+                let mut said = std::mem::take(&mut self.said);
                 let read = messages::produced(body, *version, |topic, p| {
                     if said.len() == batches.len() {
                         return Err(Malformed("more partitions than were asked about"));
@@ -121,7 +121,7 @@ impl Session {
                         return Err(e.into());
                     }
                 };
-                for (i, p) in said {
+                for (i, p) in said.drain(..) {
                     if let Some(batch) = batches[i].take() {
                         if errors::of(p.error).also == Also::OtherCodec {
                             peer.leave_codec(codec, &errors::text(p.error, &p.message));
@@ -129,6 +129,7 @@ impl Session {
                         self.verdict(batch, p, &nodes, peer, shared, now);
                     }
                 }
+                self.said = said;
                 if batches.iter().any(Option::is_some) {
                     self.in_flight.push_front(request);
                     return Err(Trouble::Lost("an answer without one of the partitions asked".into()));

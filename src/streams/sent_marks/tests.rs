@@ -13,7 +13,7 @@ fn open(path: &Path, boot: &str) -> (Arc<SentMarks>, FoundMarks) {
 fn first(path: &Path) -> Arc<SentMarks> {
     let (marks, found) = open(path, "boot-1");
     assert!(found.stale && !found.trusted);
-    marks.begin("boot-1", 0, std::iter::empty());
+    marks.begin(0, std::iter::empty());
     marks
 }
 
@@ -66,7 +66,7 @@ fn a_drained_end_leaves_nothing_in_doubt() {
         let (marks, found) = open(&path, boot);
         assert!(found.trusted, "{boot}");
         if found.stale {
-            marks.begin(boot, 0, found.limits.into_iter());
+            marks.begin(0, found.limits.into_iter());
         }
         marks.take(S, at, 5000).raise(at, at + 400, 9);
         assert_eq!(marks.again(), 0, "{boot}");
@@ -83,7 +83,7 @@ fn an_end_with_unacknowledged_lines_leaves_them_in_doubt() {
     marks.take(S, 0, 100).raise(0, 100, 10);
     marks.end();
     let (marks, found) = open(&path, "boot-2");
-    marks.begin("boot-2", 0, found.limits.into_iter());
+    marks.begin(0, found.limits.into_iter());
     marks.take(S, 40, 100).raise(40, 100, 6);
     assert_eq!(marks.again(), 6);
 }
@@ -98,15 +98,15 @@ fn a_power_loss_puts_everything_in_doubt() {
     marks.take(S, 0, 100).raise(0, 100, 10);
     let (marks, found) = open(&path, "boot-2");
     assert!(found.stale && !found.trusted && found.limits.is_empty());
-    marks.begin("boot-2", 0, [(S, u64::MAX)].into_iter());
+    marks.begin(0, [(S, u64::MAX)].into_iter());
     let slot = marks.take(S, 10, 100);
     slot.raise(10, 100, 9);
     slot.raise(100, 200, 10);
     assert_eq!(marks.again(), 9, "what was appended since is not in doubt");
 }
 
-/// Fails when each chunk of a busy stream is written, when a limit stays ahead after a save or a clean end, or when a kill
-/// counts more than what was written ahead.
+/// Fails when each chunk of a busy stream is written, when a limit stays ahead after a save or a clean end, or when a
+/// kill also counts lines that the file did not hold yet at the next start.
 #[test]
 fn the_limit_of_a_busy_stream_runs_ahead() {
     let dir = tempfile::tempdir().unwrap();
@@ -133,16 +133,14 @@ fn the_limit_of_a_busy_stream_runs_ahead() {
     marks.settle();
     (30..31).for_each(send);
     assert_eq!(in_file(), 3700);
+    let killed = dir.path().join("killed");
+    std::fs::copy(&path, &killed).unwrap();
     marks.end();
     assert_eq!(in_file(), 3100);
-    send(31);
-    // Killed; saved up to 3100. Of the lines after 3200 only those are counted that the limit covers.
-    let limit = in_file();
-    let (marks, _) = open(&path, "boot-1");
-    let slot = marks.take(S, 3100, 3200);
-    (31..50).for_each(|line| slot.raise(line * 100, line * 100 + 100, 1));
-    assert_eq!(marks.again(), (limit - 3100) / 100);
-    assert!((1..=6).contains(&marks.again()), "{}", marks.again());
+    let (marks, _) = open(&killed, "boot-1");
+    let slot = marks.take(S, 3000, 3200);
+    (30..50).for_each(|line| slot.raise(line * 100, line * 100 + 100, 1));
+    assert_eq!(marks.again(), 2, "what came after the start is not in doubt");
 }
 
 /// Fails when a stream that is opened a second time in a run forgets how far it was sent.
@@ -173,6 +171,70 @@ fn slots_are_reused() {
     marks.take(StreamId(5000), 50, 60).raise(50, 60, 1);
     assert_eq!(marks.again(), 0);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), HEAD + SLOT);
+}
+
+/// A rotated file that was read to its end is written again. Fails when its old slot, which is free by then, still says how far
+/// it was sent before.
+#[test]
+fn a_finished_stream_that_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let marks = first(&path);
+    let other = StreamId(8);
+    marks.take(other, 0, 0).raise(0, 100, 1);
+    marks.take(S, 0, 0).raise(0, 100, 1);
+    marks.release(S);
+    marks.release(other);
+    marks.take(S, 100, 100).raise(100, 500, 4);
+    assert_eq!(open(&path, "boot-1").1.limits, HashMap::from([(S, 500)]));
+}
+
+/// The same while the save that says "finished" is still running. Fails when the stream writes to a slot that is free, or
+/// another's by then.
+#[test]
+fn a_stream_that_is_opened_again_before_its_end_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let marks = first(&path);
+    let read = marks.take(S, 0, 0);
+    read.raise(0, 100, 1);
+    let again = marks.take(S, 100, 500);
+    marks.release(S);
+    marks.take(StreamId(8), 0, 0).raise(0, 50, 1);
+    again.raise(100, 500, 4);
+    assert_eq!(open(&path, "boot-1").1.limits, HashMap::from([(S, 500), (StreamId(8), 50)]));
+    drop(read);
+    marks.release(S);
+    assert_eq!(open(&path, "boot-1").1.limits, HashMap::from([(StreamId(8), 50)]));
+}
+
+/// The disk is read-only for a while. Fails when the file, which could not be emptied, is trusted after a kill although it
+/// lacks what was sent meanwhile; or when it is given up for the rest of the run, so that after a clean end every line
+/// that the next run reads counts.
+#[test]
+fn a_file_that_cannot_be_written_for_a_while() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("air");
+    let mut marks = first(&path);
+    marks.take(S, 0, 0).raise(0, 100, 1);
+    let read_only = File::open(&path).unwrap();
+    let writable = Arc::get_mut(&mut marks).unwrap().file.replace(read_only);
+    marks.take(S, 0, 0).raise(100, 500, 4);
+    marks.take(StreamId(8), 0, 0).raise(0, 70, 1);
+    marks.resent(3);
+    marks.settle();
+    assert!(marks.is_broken());
+    Arc::get_mut(&mut marks).unwrap().file = writable;
+    marks.settle();
+    assert!(!marks.is_broken());
+    marks.take(S, 0, 0).raise(500, 600, 1);
+    let (_, found) = open(&path, "boot-1");
+    assert!(found.trusted);
+    assert_eq!(found.limits, HashMap::from([(S, 600), (StreamId(8), 70)]));
+    assert_eq!(found.resent, 3);
+    assert!(!open(&path, "boot-2").1.trusted, "it has not ended");
+    marks.end();
+    assert!(open(&path, "boot-2").1.trusted);
 }
 
 /// Fails when a damaged file is trusted.
@@ -260,10 +322,10 @@ fn after_a_power_loss_a_new_file_is_in_doubt() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("air");
     let (marks, _) = open(&path, "boot-1");
-    marks.begin("boot-1", u64::MAX, std::iter::empty());
+    marks.begin(u64::MAX, std::iter::empty());
     let (marks, found) = open(&path, "boot-2");
     assert!(found.trusted && found.stale);
-    marks.begin("boot-2", found.unsaved(1, &HashSet::new()), std::iter::empty());
+    marks.begin(found.unsaved(1, &HashSet::new()), std::iter::empty());
     let slot = marks.take(S, 0, 100);
     slot.raise(0, 100, 10);
     slot.raise(100, 200, 10);
@@ -294,7 +356,7 @@ fn duplicates_of_consecutive_power_losses_are_counted() {
         let (next, found) = open(&path, &boot);
         assert!(found.stale && !found.trusted);
         next.count_from(found.counts(Counts::default()));
-        next.begin(&boot, u64::MAX, [(S, u64::MAX)].into_iter());
+        next.begin(u64::MAX, [(S, u64::MAX)].into_iter());
         marks = next;
         // The first copy of each line is not a duplicate.
         let doubled = sent - 10;
@@ -328,7 +390,7 @@ fn fuzz_sent_marks() {
     let path = dir.path().join("air");
     let word = |n: u64| n.to_le_bytes();
     let head = |running: u64| {
-        [&head("b")[..56], &[word(9), word(4), word(running), word(5), word(6)].concat()].concat()
+        [&head("b")[..], &[word(9), word(4), word(running), word(5), word(6)].concat()].concat()
     };
     let slots = [word(1), word(100), word(0), word(0), word(3), word(u64::MAX)].concat();
     let samples = [head(1), [head(1), slots.clone()].concat(), [head(0), slots].concat()];
@@ -337,7 +399,7 @@ fn fuzz_sent_marks() {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let (marks, found) = SentMarks::open(file, "b", false).unwrap();
         let marks = Arc::new(marks);
-        marks.begin("b", found.unsaved(4, &HashSet::new()), found.limits.iter().map(|(s, l)| (*s, *l)));
+        marks.begin(found.unsaved(4, &HashSet::new()), found.limits.iter().map(|(s, l)| (*s, *l)));
         marks.take(StreamId(1), 50, 200).raise(50, 70, 3);
         marks.resent(2);
         marks.end();

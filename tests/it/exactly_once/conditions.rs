@@ -164,7 +164,7 @@ fn a_run_without_exactly_once_between_two_with_it() {
     let mut agent = folder.agent_line("run -c c.toml").start();
     wait_until(SOON, "everything is saved", || totals(&folder)["files"][0]["saved"] == bytes.len());
     agent.stop().expect_code(0);
-    let doubled = topic.end_offsets() as u64 - 300;
+    let doubled = topic.end_offsets() - 300;
     let counted = announced(&totals(&folder));
     assert!(doubled > 0 && doubled <= counted, "{doubled} doubled, {counted} counted");
 }
