@@ -283,7 +283,7 @@ fn a_reload_to_unusable_keys_changes_nothing() {
     let topic = broker.topic(1);
     broker.allow("CN=client", &topic);
     let of = |security: &str| config(&folder, "m", &broker.listener("mtls"), &topic.name, "auto", security);
-    let good = client(&broker, "client");
+    let good = client(broker, "client");
     let lines = Lines::new("m", 0..30);
     let bytes = lines.bytes();
     let mut agent = run(&folder, &of(&good)).start();
