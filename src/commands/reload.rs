@@ -4,10 +4,12 @@
 //! Keys tied to the state folder, or with exactly-once to the sequence numbers of batches that may be stored, need a
 //! restart. Their old values are restored, so that [`crate::config::Config`] always describes what runs.
 
+use super::drivers;
 use crate::config::{
     self, Config, Delivery, Described, KeySpec, Output, Overrides, Reload, ShownValue, Source, TableSpec,
 };
 use crate::error::Error;
+use crate::kafka::net::tls;
 use std::fmt;
 
 /// The differences between two configs.
@@ -34,7 +36,18 @@ pub fn read(asked: &Overrides, running: &Config) -> Result<(Config, ConfigChange
     }
     let mut new = config::load(asked)?;
     let changes = ConfigChanges::make(running, &mut new);
+    usable_keys(running, &new)?;
     Ok((new, changes))
+}
+
+/// A new `[kafka.tls]` with files that cannot be used would end a delivery that works.
+fn usable_keys(running: &Config, new: &Config) -> Result<(), Error> {
+    let (Output::Kafka(was), Output::Kafka(is)) = (&running.output, &new.output) else { return Ok(()) };
+    match &is.tls {
+        Some(tls) if is.tls != was.tls => tls::check_files(&drivers::tls(tls))
+            .map_err(|why| Error::config("[kafka.tls]", why, "then reload again")),
+        _ => Ok(()),
+    }
 }
 
 impl ConfigChanges {

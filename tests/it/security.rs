@@ -275,6 +275,30 @@ fn replaced_credentials(version: Version) {
     Delivered::in_topic(&topic).assert_exactly_once(&[&m, &s]);
 }
 
+/// Fails when a reload exchanges keys that work for keys that cannot be used.
+#[test]
+fn a_reload_to_unusable_keys_changes_nothing() {
+    let broker = Broker::secure(Version::V41);
+    let folder = Folder::new();
+    let topic = broker.topic(1);
+    broker.allow("CN=client", &topic);
+    let of = |security: &str| config(&folder, "m", &broker.listener("mtls"), &topic.name, "auto", security);
+    let good = client(broker, "client");
+    let lines = Lines::new("m", 0..30);
+    let bytes = lines.bytes();
+    let mut agent = run(&folder, &of(&good)).start();
+    for (i, part) in bytes.chunks(bytes.len() / 3).enumerate() {
+        folder.append("m.log", part);
+        topic.wait_count(10 * (i as u64 + 1));
+        of(&good.replace("client.key", ["stranger.key", "ca.crt", "no-such.key"][i]));
+        agent.reload();
+    }
+    let refused = agent.log().matches("SIGHUP: the config is unchanged: logagent: [kafka.tls]: ").count();
+    agent.stop().expect_code(0);
+    assert_eq!(refused, 3);
+    Delivered::in_topic(&topic).assert_exactly_once(&[&lines]);
+}
+
 /// Fails when a missing permission drops lines, ends the agent, keeps it from becoming ready, or is not retried.
 #[test]
 fn permission_revoked_and_granted_again_3_9() {
