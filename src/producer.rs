@@ -382,7 +382,6 @@ impl Loop<'_> {
 }
 
 /// The memory of `fds`, for descriptors of any lifetime: an empty vector is collected in place.
-#[allow(clippy::unnecessary_filter_map, reason = "`filter` would keep the lifetime")]
 fn emptied(mut fds: Vec<PollFd<'_>>) -> Vec<PollFd<'static>> {
     fds.clear();
     fds.into_iter().map_while(|_| None).collect()
