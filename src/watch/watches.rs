@@ -96,6 +96,8 @@ pub struct Watches {
     /// A parent folder could not be watched because the watches ran out.
     exhausted: bool,
     files: HashMap<WatchDescriptor, Vec<PathBuf>>,
+    /// All that was read about each file. Empty between two calls.
+    changed: HashMap<WatchDescriptor, EventMask>,
     limits_said: bool,
     buffer: Vec<u8>,
 }
@@ -115,6 +117,7 @@ impl Watches {
             followed_up: HashMap::new(),
             exhausted: false,
             files: HashMap::new(),
+            changed: HashMap::new(),
             limits_said: false,
             buffer: vec![0; 16 * 1024],
         };
@@ -183,8 +186,9 @@ impl Watches {
         (had_events, reported)
     }
 
-    /// Reads pending events for followed files. Calls `changed` for each path concerned, with whether its file was only
-    /// written to. Under a continuous stream of events, reads only a part of them.
+    /// Reads pending events for followed files. Calls `changed` once for each path concerned, with whether its file was
+    /// only written to. Calls it when all are read: a woken tail may run at once, and would be woken by each further
+    /// event again. Under a continuous stream of events, reads only a part of them.
     pub fn read_contents(&mut self, mut changed: impl FnMut(&Path, bool)) -> ContentEvents {
         let mut found = ContentEvents::None;
         for _ in 0..READINGS {
@@ -195,12 +199,8 @@ impl Watches {
                 read += 1;
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
                     found = ContentEvents::Overflow;
-                } else if event.mask.contains(EventMask::IGNORED) {
-                    self.files.remove(&event.wd);
                 } else {
-                    let only_modified = event.mask == EventMask::MODIFY;
-                    let paths = self.files.get(&event.wd).into_iter().flatten();
-                    paths.for_each(|path| changed(path, only_modified));
+                    *self.changed.entry(event.wd).or_insert(EventMask::empty()) |= event.mask;
                 }
             }
             if read > 0 && found == ContentEvents::None {
@@ -209,6 +209,15 @@ impl Watches {
             // The kernel gives as many events as fit, so there are no more.
             if read < FEW {
                 break;
+            }
+        }
+        for (wd, mask) in self.changed.drain() {
+            if mask != EventMask::IGNORED {
+                let paths = self.files.get(&wd).into_iter().flatten();
+                paths.for_each(|path| changed(path, mask == EventMask::MODIFY));
+            }
+            if mask.contains(EventMask::IGNORED) {
+                self.files.remove(&wd);
             }
         }
         found
@@ -380,7 +389,6 @@ mod tests {
     fn written(w: &mut Watches) -> Vec<PathBuf> {
         let mut paths = Vec::new();
         while w.read_contents(|path, _| paths.push(path.to_path_buf())) != ContentEvents::None {}
-        paths.dedup();
         paths
     }
 
@@ -433,5 +441,25 @@ mod tests {
         written(&mut w);
         fs::write(&path, "y").unwrap();
         assert_eq!((written(&mut w), w.files.len()), (vec![], 0));
+    }
+
+    /// Fails when a file is reported again for each of its writes: with many busy files, that was most of the agent's CPU
+    /// time.
+    #[test]
+    fn files_written_by_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("a"), dir.path().join("b")];
+        let mut w = Watches::new();
+        for path in &paths {
+            fs::write(path, "").unwrap();
+            assert_eq!(w.file(path, &mut OfPath::default(), true), EventSupport::Yes);
+        }
+        for _ in 0..10 {
+            paths.iter().for_each(|path| fs::write(path, "x").unwrap());
+        }
+        let mut reported = Vec::new();
+        w.read_contents(|path, only_modified| reported.push((path.to_path_buf(), only_modified)));
+        reported.sort();
+        assert_eq!(reported, paths.map(|path| (path, true)));
     }
 }
