@@ -203,6 +203,13 @@ fn tcp(number: RawFd) -> Option<Socket> {
     Some(Socket { fd, inode, moved: info.tcpi_bytes_acked + info.tcpi_bytes_received, counted: (0, 0) })
 }
 
+/// Zero if the kernel holds nothing for this TCP socket that the peer's kernel has not acknowledged; and the bytes that it
+/// has acknowledged.
+pub fn unacknowledged(socket: &impl AsRawFd) -> Option<(u32, u64)> {
+    let info = tcp_info(socket.as_raw_fd())?;
+    Some((info.tcpi_unacked.saturating_add(info.tcpi_notsent_bytes), info.tcpi_bytes_acked))
+}
+
 fn tcp_info(number: RawFd) -> Option<libc::tcp_info> {
     // SAFETY: all fields are integers, for which zero is valid; an older kernel fills in fewer of them.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };

@@ -87,8 +87,10 @@ pub struct Session {
     worked: bool,
     /// Throttled until this time.
     quiet: Option<Instant>,
-    /// When the last answer arrived or, at first, the session began.
+    /// When the last answer arrived or, at first, the session began. Moved on while a slow link is still sending.
     answered: Instant,
+    /// [`Connection::unacknowledged`] when an answer was last overdue.
+    overdue: (u32, u64),
     /// The last answer asks for a new connection, for this reason.
     renew: Option<String>,
     /// The replacement for this connection, whose SASL session expires soon (KIP-368).
@@ -112,6 +114,7 @@ impl Session {
             worked: false,
             quiet: None,
             answered: now,
+            overdue: (0, 0),
             renew: None,
             successor: None,
             wake: None,
@@ -203,8 +206,13 @@ impl Session {
         let quiet = self.quiet.filter(|q| *q > now && !peer.waiting.is_empty());
         if let Some(first) = self.in_flight.front() {
             let due = first.sent.max(self.answered) + allowed(first);
+            let limit = allowed(first);
+            if now >= due && self.is_still_sending() {
+                self.answered = now;
+                return Ok(Some(now + limit));
+            }
             if now >= due {
-                return Err(Trouble::Lost(format!("no answer within {} s", allowed(first).as_secs()).into()));
+                return Err(Trouble::Lost(format!("no answer within {} s", limit.as_secs()).into()));
             }
             return Ok(Some(quiet.map_or(due, |q| q.min(due))));
         }
@@ -223,6 +231,15 @@ impl Session {
         }
         let idle_at = self.answered + options.idle;
         Ok((now < idle_at).then_some(idle_at))
+    }
+
+    /// Whether bytes of the overdue request were still being sent since the last call, or, at the first call, still are.
+    /// On a very slow link the kernel takes minutes for what it accepted at once; without this, such a batch would be sent
+    /// again forever.
+    fn is_still_sending(&mut self) -> bool {
+        let Some(here) = self.connection.unacknowledged() else { return false };
+        let before = std::mem::replace(&mut self.overdue, here);
+        here.1 > before.1 && here.0.max(before.0) > 0
     }
 
     /// Continues writing, and starts further requests while there is room.

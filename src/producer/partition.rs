@@ -359,7 +359,10 @@ impl Partition {
             }
             Verdict::Retry { maybe_stored, pace, why } => {
                 batch.maybe_stored |= maybe_stored;
+                let follows = behind || matches!(self.health, PartitionHealth::Draining(_));
                 let then = match pace {
+                    // An earlier batch decides what follows. If that one was refused and split, all is well.
+                    Pace::Now if follows => AfterDraining::Resume,
                     Pace::Now => AfterDraining::Now,
                     Pace::Backoff => AfterDraining::Backoff,
                     Pace::Blocked => AfterDraining::Blocked,

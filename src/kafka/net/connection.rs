@@ -356,6 +356,12 @@ impl Connection {
         PollFd::new(self.stream.socket(), read | write)
     }
 
+    /// What the kernel holds of the sent bytes: segments and bytes that the peer's kernel has not acknowledged, and the
+    /// bytes that it has.
+    pub fn unacknowledged(&self) -> Option<(u32, u64)> {
+        crate::sys::unacknowledged(self.stream.socket())
+    }
+
     /// Buffered data is readable although the socket has none.
     pub fn has_more(&self) -> bool {
         self.stream.has_more()

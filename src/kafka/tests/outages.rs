@@ -1,8 +1,12 @@
 //! Brokers that are gone, idle, silent or hostile, and topics that do not exist yet.
 
 use super::*;
-use crate::producer::testing::wait_until;
+use crate::kafka::scripted::FIRST_GHOST;
+use crate::producer::batch::Batch;
+use crate::producer::testing::{batch, chunk, origin, wait_until};
 use crate::report::Board;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 /// Two brokers, of which the leader of partition 0 is killed: a batch for it came back, and only partition 1 is available.
 fn first_of_two_is_killed() -> (Peers, Feeder) {
@@ -177,4 +181,44 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
         assert!(revived.elapsed() < Duration::from_secs(8), "{:?}", bootstrap());
         f.nothing_within(10);
     }
+}
+
+/// A link that takes 2.5 s for a request of which the kernel accepts everything at once, when an answer is due after
+/// 0.8 s. Fails when the request counts as unanswered while its bytes still trickle through: it would be sent again and
+/// again, and never arrive.
+#[test]
+fn a_request_on_a_very_slow_link_is_waited_for() {
+    let peers = Peers::start(1);
+    let broker = peers.addr(1);
+    let link = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&link, 4 << 10).unwrap();
+    {
+        let mut world = peers.world();
+        world.ghosts.push(link.local_addr().unwrap());
+        world.leaders.insert(("t".to_owned(), 0), (FIRST_GHOST, 0));
+    }
+    thread::spawn(move || {
+        let mut client = link.accept().unwrap().0;
+        let mut server = TcpStream::connect(broker).unwrap();
+        let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let mut some = [0; 1 << 10];
+        while let Ok(n @ 1..) = client.read(&mut some) {
+            server.write_all(&some[..n]).unwrap();
+            thread::sleep(Duration::from_millis(n as u64 / 24));
+        }
+    });
+    let request_timeout = Duration::from_millis(500);
+    let brokers = vec![broker.to_string()];
+    let mut f = Feeder::start(KafkaOptions { request_timeout, brokers, ..peers.options() });
+    f.available(&[0]);
+    let line = [b'x'; 60_000];
+    let began = Instant::now();
+    f.send(Batch {
+        numbers: one(0, 0).numbers,
+        ..batch(1, vec![chunk(&origin(1, "t", "/log", Default::default()), 0, &[&line])])
+    });
+    peers.next().answer_all(0);
+    assert_eq!(stored(&f.done().2), Some(100));
+    assert!(began.elapsed() > Duration::from_millis(1500), "the link was not slow: {:?}", began.elapsed());
 }

@@ -316,6 +316,21 @@ fn parts_of_a_batch_that_may_be_stored_begin_a_new_epoch() {
     assert_eq!(b.actions, ["Uncertain(1)", "stored 2", "Uncertain(1)"]);
 }
 
+/// Fails when batches that come back behind a refused one count as trouble: each refusal would log a warning that names
+/// no cause.
+#[test]
+fn batches_behind_a_refused_one_are_no_trouble() {
+    for lines in [4, 1] {
+        let mut b = Bench::proven();
+        (0..3).for_each(|_| b.push(lines));
+        b.refused(0, Refusal::TooLarge);
+        b.again(0, false, Pace::Now);
+        b.again(0, false, Pace::Now);
+        assert_eq!(b.p.trouble(), None);
+        assert_eq!(b.in_flight.len(), 1, "the next one is sent at once, alone");
+    }
+}
+
 /// Fails when a refused timestamp becomes a dead letter, loses the sequence numbers, or is retried endlessly without a
 /// pause.
 #[test]
