@@ -199,13 +199,13 @@ fn a_request_on_a_very_slow_link_is_waited_for() {
     }
     thread::spawn(move || {
         let mut client = link.accept().unwrap().0;
-        let mut server = TcpStream::connect(broker).unwrap();
+        let mut server = TcpStream::connect_timeout(&broker, Duration::from_secs(1)).unwrap();
         let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
         thread::spawn(move || std::io::copy(&mut answers, &mut back));
         let mut some = [0; 1 << 10];
         while let Ok(n @ 1..) = client.read(&mut some) {
             server.write_all(&some[..n]).unwrap();
-            thread::sleep(Duration::from_millis(n as u64 / 24));
+            let _ = crossbeam_channel::after(Duration::from_millis(n as u64 / 24)).recv();
         }
     });
     let request_timeout = Duration::from_millis(500);
