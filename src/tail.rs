@@ -25,6 +25,7 @@
 mod assign;
 pub mod catchup;
 mod change;
+pub mod content;
 mod find;
 mod folder;
 pub mod follow;
