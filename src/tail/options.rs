@@ -1,4 +1,4 @@
-//! What a tail is told about its path.
+//! The options of a tail: its path with the settings of its source.
 
 use super::follow::Until;
 use super::nuls;
