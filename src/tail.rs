@@ -512,7 +512,6 @@ impl Tail<'_> {
 
     /// A tail blocks here while the producer is busy.
     fn send(&self, chunk: Chunk) -> Result<(), Halt> {
-        self.board.report_hung_write(self.now);
         Ok(self.out.send(chunk, self.stop, &|| self.board.report_hung_write(Instant::now()))?)
     }
 }
