@@ -43,7 +43,7 @@ const MOST_AHEAD: u64 = 64 << 10;
 pub struct SentMarks {
     file: AirFile,
     slots: Mutex<Places>,
-    counts: Mutex<Counts>,
+    counts: Mutex<RepeatCounts>,
     /// `counts.again`, for the status: `counts` is locked while the disk is written.
     again: AtomicU64,
     /// When the last chunk's write began, in ms after `opened`, plus 1; 0 when it has returned.
@@ -55,7 +55,7 @@ pub struct SentMarks {
 
 /// Lines that may be stored more than once, over all runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct RepeatCounts {
     /// Sent again although an earlier run may have sent them.
     pub again: u64,
     /// Sent again in the same run, without sequence numbers.
@@ -68,9 +68,9 @@ pub struct Counts {
     began_at: u64,
 }
 
-impl Counts {
-    pub fn of(again: u64, resent: u64, uncertain: u64) -> Counts {
-        Counts { again, resent, uncertain, ..Counts::default() }
+impl RepeatCounts {
+    pub fn of(again: u64, resent: u64, uncertain: u64) -> RepeatCounts {
+        RepeatCounts { again, resent, uncertain, ..RepeatCounts::default() }
     }
 
     fn header(&self, unsaved: u64) -> Header {
@@ -151,8 +151,8 @@ pub struct FoundMarks {
 
 impl FoundMarks {
     /// The counts to continue from, given `known` from `offsets`.
-    pub fn counts(&self, known: Counts) -> Counts {
-        let mut counts = Counts { resent: known.resent.max(self.resent), ..known };
+    pub fn counts(&self, known: RepeatCounts) -> RepeatCounts {
+        let mut counts = RepeatCounts { resent: known.resent.max(self.resent), ..known };
         counts.again = counts.again.max(self.again);
         if !self.trusted {
             counts.again += self.bound.saturating_sub(counts.sum());
@@ -219,20 +219,20 @@ impl SentMarks {
         let limits = slots.places.iter().map(|(stream, place)| (*stream, place.limit)).collect();
         let found = FoundMarks { trusted: true, limits, unsaved: header.unsaved, ..counts };
         let marks = SentMarks::with(file, slots, recognized);
-        marks.count_from(found.counts(Counts::default()));
+        marks.count_from(found.counts(RepeatCounts::default()));
         Ok((marks, found))
     }
 
     /// See [`FoundMarks::counts`]. Call before any slot is taken.
-    pub fn count_from(&self, counts: Counts) {
+    pub fn count_from(&self, counts: RepeatCounts) {
         // An earlier run's unused reserve is dropped.
-        *lock(&self.counts) = Counts { bound: counts.sum(), began_at: counts.sum(), ..counts };
+        *lock(&self.counts) = RepeatCounts { bound: counts.sum(), began_at: counts.sum(), ..counts };
         self.again.store(counts.again, Relaxed);
     }
 
     /// Updates the counts and writes them, raising the bound first if necessary. The lock is held throughout, so a
     /// lower number is never written last.
-    fn count(&self, change: impl FnOnce(&mut Counts)) {
+    fn count(&self, change: impl FnOnce(&mut RepeatCounts)) {
         let mut counts = lock(&self.counts);
         let before = *counts;
         change(&mut counts);

@@ -357,7 +357,7 @@ fn duplicates_of_consecutive_power_losses_are_counted() {
         let boot = format!("boot-{life}");
         let (next, found) = open(&path, &boot);
         assert!(found.stale && !found.trusted);
-        next.count_from(found.counts(Counts::default()));
+        next.count_from(found.counts(RepeatCounts::default()));
         next.begin(u64::MAX, [(S, u64::MAX)].into_iter());
         marks = next;
         // The first copy of each line is not a duplicate.
