@@ -4,20 +4,22 @@
 //! checked again after opening; if it differs, the folder is listed again.
 
 use super::assign::{FileVerdict, Wait};
+use super::content::mark_at;
 use super::gz::Gz;
 use super::identity::{self, Look};
 use super::known::Entry;
-use super::open::{self, Bytes};
+use super::open::Bytes;
 use super::siblings::{Packed, Sibling};
-use super::survey::{PathFile, Scope, SiblingAge, Survey, gz_has_bytes_of, has_bytes_of, proof};
+use super::survey::{PathFile, Scope, SiblingAge, Survey};
 use super::{Halt, Tail};
 use crate::chunk::Origin;
 use crate::record::{Identity, Point};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Result of the search for a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +32,22 @@ pub(super) enum SearchResult {
     /// A file is being compressed and may be the right one.
     NotYet,
     Nowhere,
+}
+
+/// The search for rotated files.
+#[derive(Default)]
+pub(super) struct Search {
+    /// A rotation may have been in progress at the last look: look once more at this time.
+    pub again: Option<Instant>,
+    /// Streams known when the first look began; that look may take several attempts.
+    pub history: Option<Vec<Entry>>,
+    /// The file that was opened at the path and is about to be read. Meanwhile it may be renamed, compressed and deleted,
+    /// so only this descriptor shows that its bytes are taken.
+    pub held: Option<Arc<File>>,
+    /// A rotated file that cannot be read for lack of permission.
+    pub denied: Option<PathBuf>,
+    /// One was no longer at its listed name.
+    pub moved: bool,
 }
 
 impl Tail<'_> {
@@ -82,7 +100,7 @@ impl Tail<'_> {
         }
         let mut place = SearchResult::Nowhere;
         // If nothing was read, there are no bytes by which to recognize an old file or another log's file.
-        let is_untouched = proof(entry).offset == 0;
+        let is_untouched = entry.proof().offset == 0;
         let age = if is_untouched { SiblingAge::NewerThan(entry) } else { SiblingAge::Any };
         let has_others = self.o.followed.by_pattern && !is_untouched;
         let scopes = [Some(Scope::Folder), has_others.then_some(Scope::Logs)];
@@ -141,7 +159,7 @@ impl Tail<'_> {
     ) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let (offset, mark) = match sibling.packed {
-            Packed::Plain => (look.size, open::mark_at(&file, look.size)?),
+            Packed::Plain => (look.size, mark_at(&file, look.size)?),
             _ => self.known.unpacked.end(&file, &look)?,
         };
         self.known.release(old.stream, old.at, old.size, old.modified, true);
@@ -160,15 +178,15 @@ impl Tail<'_> {
         mut look: impl FnMut(&mut Self) -> Result<bool, Halt>,
     ) -> Result<bool, Halt> {
         for _ in 0..LISTINGS {
-            self.moved = false;
+            self.search.moved = false;
             if look(self)? {
                 return Ok(true);
             }
-            if !self.moved {
+            if !self.search.moved {
                 return Ok(false);
             }
         }
-        self.look_again = Some(self.now + Duration::from_secs(1));
+        self.search.again = Some(self.now + Duration::from_secs(1));
         Ok(false)
     }
 
@@ -176,7 +194,7 @@ impl Tail<'_> {
     fn continue_in_kept(&mut self, entry: &Entry) -> Result<bool, Halt> {
         let Some(file) = self.known.store.of(entry.stream) else { return Ok(false) };
         let look = identity::look(&file)?;
-        if look.identity == entry.identity && has_bytes_of(&file, &look, entry)? {
+        if look.identity == entry.identity && entry.has_bytes_in(&file, &look)? {
             return Ok(self.start_reading(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
         }
         warn!("{}: the file that systemd kept for it now has different contents", self.o.path.display());
@@ -188,14 +206,14 @@ impl Tail<'_> {
     pub(super) fn continue_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let bytes = match sibling.packed {
-            Packed::Plain if !has_bytes_of(&file, &look, entry)? => return Ok(false),
+            Packed::Plain if !entry.has_bytes_in(&file, &look)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
             Packed::Gzip
                 if self.known.unpacked.end(&file, &look).is_err() && self.known.unpacked.may_grow(&look) =>
             {
                 return Ok(false);
             }
-            Packed::Gzip => match gz_has_bytes_of(&file, entry) {
+            Packed::Gzip => match entry.has_bytes_in_gz(&file) {
                 Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
                 Ok(false) => return Ok(false),
                 Err(e) => {
@@ -233,20 +251,20 @@ impl Tail<'_> {
         match identity::open(&sibling.path) {
             Ok((file, look)) if look.identity == sibling.look.identity => Ok(Some((file, look))),
             Ok(_) => {
-                self.moved = true; // a chain of renames gave its name to another file
+                self.search.moved = true; // a chain of renames gave its name to another file
                 Ok(None)
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
-                self.moved = true;
+                self.search.moved = true;
                 Ok(None)
             }
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                if self.denied.as_ref() != Some(&sibling.path) {
+                if self.search.denied.as_ref() != Some(&sibling.path) {
                     warn!("{}: {e}; newer lines wait until it can be read", sibling.path.display());
-                    self.denied = Some(sibling.path.clone());
+                    self.search.denied = Some(sibling.path.clone());
                 }
                 let later = self.now + DENIED;
-                self.look_again = Some(self.look_again.map_or(later, |at| at.min(later)));
+                self.search.again = Some(self.search.again.map_or(later, |at| at.min(later)));
                 Ok(None)
             }
             Err(e) => Err(e.into()),

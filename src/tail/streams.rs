@@ -1,10 +1,10 @@
 //! Opens and closes files: executes the steps that [`super::follow`] returned.
 
+use super::content::{mark_at, point_at};
 use super::identity::Look;
 use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
 use super::siblings::{Packed, Sibling};
-use super::survey::has_bytes_of;
 use super::{Halt, Tail, Until, catchup, gz, identity, open, siblings};
 use crate::chunk::Origin;
 use crate::lock::lock;
@@ -49,13 +49,13 @@ impl Tail<'_> {
     }
 
     pub(super) fn start_reading_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
-        self.expected_elsewhere = false;
+        self.decision.elsewhere = false;
         let Some(place) = self.start_reading(Bytes::Plain(file.into()), look, e)? else { return Ok(false) };
         let mut open = self.open.remove(place);
         open.live = true;
         open.owed = 0;
         self.open.push(open);
-        self.undecided = None;
+        self.decision.undecided = None;
         self.known.unassigned(&self.o.path, false);
         self.say("following", None);
         Ok(true)
@@ -73,7 +73,7 @@ impl Tail<'_> {
 
     /// A new stream in `file`, starting at `offset`.
     pub(super) fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
-        let at = open::point_at(file, look, offset)?;
+        let at = point_at(file, look, offset)?;
         let entry = Entry { at, ..self.known.begin(look, &self.o.path) };
         self.restarted = Some(entry.stream);
         Ok(entry)
@@ -92,7 +92,7 @@ impl Tail<'_> {
         };
         self.path_again = None;
         self.holding(Some(&file), |tail| tail.catch_up(false))?;
-        self.look_again = Some(self.now + Duration::from_secs(1));
+        self.search.again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
                 self.leave_to_another();
@@ -106,7 +106,7 @@ impl Tail<'_> {
     /// Continues a known stream in the file at the path, or starts a new one if the bytes differ: they may have changed
     /// since they were checked.
     pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
-        let has_bytes_of = has_bytes_of(&file, &look, &entry)?;
+        let has_bytes_of = entry.has_bytes_in(&file, &look)?;
         if !has_bytes_of && self.was_read(&file, &look)? {
             return self.follow_copy(file, &look, entry);
         }
@@ -157,7 +157,7 @@ impl Tail<'_> {
         if !old.live && cut.is_none() && look.as_ref().is_some_and(|look| self.is_at_followed_path(look)) {
             // The tail of that path decides about it.
         } else if is_asked {
-            (self.path_again, self.expected_elsewhere) = (None, true);
+            (self.path_again, self.decision.elsewhere) = (None, true);
         } else if let (Some(file), Some(look)) = (file, look) {
             let fresh = match cut {
                 Some(_) => Entry { at: old.at, ..self.known.begin(&look, &self.o.path) },
@@ -244,7 +244,7 @@ impl Tail<'_> {
                     continue; // the bytes before its end will tell
                 }
                 let Ok((offset, mark)) = self.known.unpacked.end(&file, &look) else { continue };
-                let is_shorter = 0 < offset && offset < open.at.offset && open::mark_at(own, offset)? == mark;
+                let is_shorter = 0 < offset && offset < open.at.offset && mark_at(own, offset)? == mark;
                 let head = || self.known.unpacked.head(&file, &look, &BTreeSet::new());
                 if is_shorter && open.head.starts_with(&head()?) {
                     self.note(&look, Point { offset, mark, ..Point::default() });
@@ -310,7 +310,7 @@ impl Tail<'_> {
     /// Closes all open files and starts over, looking for them by name.
     pub(super) fn begin_again(&mut self) {
         self.release();
-        (self.first, self.history) = (true, None);
+        (self.first, self.search.history) = (true, None);
     }
 
     /// Stops; the agent continues at the next start.
