@@ -184,8 +184,8 @@ fn learned_brokers_that_are_gone_do_not_starve_a_configured_one() {
 }
 
 /// A link that takes 2.5 s for a request of which the kernel accepts everything at once, when an answer is due after
-/// 0.8 s. Fails when the request counts as unanswered while its bytes still trickle through: it would be sent again and
-/// again, and never arrive.
+/// 0.8 s. Fails when the request counts as unanswered while its bytes still trickle through: it would be sent over and
+/// over, and never arrive.
 #[test]
 fn a_request_on_a_very_slow_link_is_waited_for() {
     let peers = Peers::start(1);
