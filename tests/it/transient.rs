@@ -79,3 +79,25 @@ fn a_gz_with_a_transient_read_error_is_read_to_its_end() {
         assert!(failed >= 2, "{failed} runs met the error while they read lines");
     });
 }
+
+/// The config, a file beside it or their folder cannot be read once, at a start. Fails when the exit code is 78, after
+/// which systemd does not start the agent again.
+#[test]
+fn an_unreadable_disk_does_not_end_the_service() {
+    need("strace");
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..10).bytes());
+    folder.write("c.toml", "[agent]\nstate_dir = \"state\"\n[[files]]\npaths = [\"f.log\"]\n");
+    folder.mkdir("c.d");
+    folder.write("c.d/m.toml", "[metrics]\n");
+    let cases =
+        [("c.toml", "openat:error=ENFILE"), ("c.toml", "read:error=EIO"), ("c.d", "getdents64:error=EIO")];
+    for (at, inject) in cases.into_iter().chain([("c.d/m.toml", "openat:error=ENOMEM")]) {
+        let (path, inject) = (folder.path(at).display().to_string(), format!("inject={inject}"));
+        let strace = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &inject, "-P", &path];
+        let config = folder.path("c.toml").display().to_string();
+        let run = folder.agent(&["run", "--once", "--output", "stdout", "-c", &config]);
+        let done = run.wrapped_in(strace.map(str::to_owned)).run().expect_code(1);
+        assert!(done.stderr.contains(&path), "{}", done.stderr);
+    }
+}
