@@ -301,7 +301,7 @@ fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
         Ok(bytes) if bytes.len() as u64 > MOST_BYTES => Ok(Some(Err(Bad::Damaged("it is too large".into())))),
         Ok(bytes) => Ok(Some(format::read(&bytes))),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) if is_rot(&e) => Ok(Some(Err(Bad::Damaged(e.to_string())))),
+        Err(e) if is_rot(&e) => Ok(Some(Err(Bad::NotRead(e.to_string())))),
         Err(e) => {
             let fix = private_file::fix(&e, "let the agent's user read it; nothing was changed");
             Err(Error::failed(format_args!("read {}", path.display()), e, fix))
@@ -319,6 +319,11 @@ fn hopeless(folder: &Path, damaged: Damaged, offsets: &Bad, previous: &Bad) -> R
     match damaged {
         Damaged::Refuse => {
             let why = format!("{offsets}; and {PREVIOUS}: {previous}");
+            if matches!((offsets, previous), (Bad::NotRead(_), Bad::NotRead(_))) {
+                // The whole disk; this may pass, so the service is to be started again.
+                let fix = format!("check the disk of {}; nothing was changed", folder.display());
+                return Err(Error::failed(path.display(), why, fix));
+            }
             let fix = format!(
                 "restore a copy of either, or remove both to start over as `start` says, or set damaged_state = \"beginning\" to send every file from its beginning ({})",
                 folder.display()
