@@ -21,6 +21,7 @@ pub const OFFSETS: &str = "offsets";
 pub const PREVIOUS: &str = "offsets.previous";
 const TMP: &str = "offsets.tmp";
 const LOCK: &str = "lock";
+pub const LETTERS: &str = "dead-letter";
 
 /// A larger `offsets` is not ours.
 const MOST_BYTES: u64 = 256 << 20;
@@ -187,12 +188,23 @@ impl PositionsFile {
         Ok(())
     }
 
+    /// Positions pass over a line that is only a dead letter, so the letter must be on disk first.
+    fn sync_letters(&self) -> io::Result<()> {
+        private_file::open_read(&self.folder.join(LETTERS)).map_or(Ok(()), |file| file.sync_data())
+    }
+
     fn step(&mut self, step: SaveStep, bytes: &[u8]) -> io::Result<()> {
         let at = |name: &str| self.folder.join(name);
         match step {
             SaveStep::WriteTmp => private_file::replace(&at(TMP), 0o600)?.write_all(bytes)?,
-            SaveStep::SyncTmp => private_file::open_read(&at(TMP))?.sync_all()?,
-            SaveStep::SyncOffsets => private_file::open_read(&at(OFFSETS))?.sync_all()?,
+            SaveStep::SyncTmp => {
+                self.sync_letters()?;
+                private_file::open_read(&at(TMP))?.sync_all()?;
+            }
+            SaveStep::SyncOffsets => {
+                self.sync_letters()?;
+                private_file::open_read(&at(OFFSETS))?.sync_all()?;
+            }
             SaveStep::KeepPrevious => {
                 replace(&at(OFFSETS), &at(PREVIOUS))?;
                 (self.current, self.previous) = (CurrentFile::Bad, true);
