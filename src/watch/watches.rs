@@ -57,6 +57,14 @@ struct Folder {
     on_the_way: HashSet<OsString>,
 }
 
+#[derive(Debug)]
+struct WatchedFile {
+    /// The followed paths that lead to it.
+    paths: Vec<PathBuf>,
+    /// What a read of the queue says about it. Empty between two reads.
+    events: EventMask,
+}
+
 /// The watches of one path: its current file and some previous ones.
 #[derive(Debug, Default)]
 pub struct OfPath(VecDeque<WatchDescriptor>);
@@ -95,9 +103,9 @@ pub struct Watches {
     followed_up: HashMap<PathBuf, FollowedUp>,
     /// A parent folder could not be watched because the watches ran out.
     exhausted: bool,
-    files: HashMap<WatchDescriptor, Vec<PathBuf>>,
-    /// All that was read about each file. Empty between two calls.
-    changed: HashMap<WatchDescriptor, EventMask>,
+    files: HashMap<WatchDescriptor, WatchedFile>,
+    /// The files with events. Empty between two reads.
+    changed: Vec<WatchDescriptor>,
     limits_said: bool,
     buffer: Vec<u8>,
 }
@@ -117,7 +125,7 @@ impl Watches {
             followed_up: HashMap::new(),
             exhausted: false,
             files: HashMap::new(),
-            changed: HashMap::new(),
+            changed: Vec::new(),
             limits_said: false,
             buffer: vec![0; 16 * 1024],
         };
@@ -199,8 +207,11 @@ impl Watches {
                 read += 1;
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
                     found = ContentEvents::Overflow;
-                } else {
-                    *self.changed.entry(event.wd).or_insert(EventMask::empty()) |= event.mask;
+                } else if let Some(file) = self.files.get_mut(&event.wd) {
+                    if file.events.is_empty() {
+                        self.changed.push(event.wd);
+                    }
+                    file.events |= event.mask;
                 }
             }
             if read > 0 && found == ContentEvents::None {
@@ -211,12 +222,13 @@ impl Watches {
                 break;
             }
         }
-        for (wd, mask) in self.changed.drain() {
-            if mask != EventMask::IGNORED {
-                let paths = self.files.get(&wd).into_iter().flatten();
-                paths.for_each(|path| changed(path, mask == EventMask::MODIFY));
+        for wd in self.changed.drain(..) {
+            let Some(file) = self.files.get_mut(&wd) else { continue };
+            let events = std::mem::replace(&mut file.events, EventMask::empty());
+            if events != EventMask::IGNORED {
+                file.paths.iter().for_each(|path| changed(path, events == EventMask::MODIFY));
             }
-            if mask.contains(EventMask::IGNORED) {
+            if events.contains(EventMask::IGNORED) {
                 self.files.remove(&wd);
             }
         }
@@ -327,7 +339,8 @@ impl Watches {
         let names = WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
         match inotify.watches().add(path, if writes { names | WatchMask::MODIFY } else { names }) {
             Ok(wd) => {
-                let paths = self.files.entry(wd.clone()).or_default();
+                let new = || WatchedFile { paths: Vec::new(), events: EventMask::empty() };
+                let paths = &mut self.files.entry(wd.clone()).or_insert_with(new).paths;
                 if !paths.iter().any(|p| p == path) {
                     paths.push(path.into());
                 }
@@ -358,7 +371,7 @@ impl Watches {
     }
 
     fn forget_one(&mut self, path: &Path, wd: WatchDescriptor) {
-        let Some(paths) = self.files.get_mut(&wd) else { return };
+        let Some(WatchedFile { paths, .. }) = self.files.get_mut(&wd) else { return };
         paths.retain(|p| p != path);
         if paths.is_empty() {
             self.files.remove(&wd);

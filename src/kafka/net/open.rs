@@ -45,6 +45,7 @@ impl Connection {
         Ok(c)
     }
 
+    /// Whether this driver can use the broker.
     fn suits(&self) -> Result<(), Trouble> {
         if self.versions.produce.is_none() || self.versions.metadata.is_none() {
             let most = self.versions.produce_max;
