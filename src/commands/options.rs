@@ -9,6 +9,7 @@ use crate::journal::render::EntryFormat;
 use crate::journal::{self, EntryFilter, JournalReading};
 use crate::producer;
 use crate::record::{Format, Key, Shape, Topic};
+use crate::state::store::LETTERS;
 use crate::tail::follow::Until;
 use crate::tail::framing::Rules;
 use crate::tail::open::Reading;
@@ -228,7 +229,7 @@ pub fn producer(config: &Config) -> producer::ProducerOptions {
         rate: kafka.rate,
         budget: kafka.budget,
         budget_file: config.agent.state_dir.as_ref().map(|dir| dir.join("budget")),
-        dead_letter: config.agent.state_dir.as_ref().map(|dir| dir.join("dead-letter")),
+        dead_letter: config.agent.state_dir.as_ref().map(|dir| dir.join(LETTERS)),
         ..defaults
     }
 }

@@ -56,6 +56,7 @@ pub fn read(
     for path in more_files(main)? {
         match read_regular(&path) {
             Ok(bytes) => files.push((path, bytes)),
+            Err(e) if may_pass(&e) => return Err(not_read(&path, &e)),
             Err(e) => {
                 let doc = problems.add_file(&path, "");
                 problems.add(TextPosition { doc, at: 0 }, Mistake::Unreadable(e));
@@ -86,7 +87,22 @@ fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
     }
 }
 
+/// The disk or a limit of the system, rather than a mistake in the config.
+fn may_pass(e: &std::io::Error) -> bool {
+    use libc::{EIO, EMFILE, ENFILE, ENOMEM, ESTALE, ETIMEDOUT};
+    [EIO, EMFILE, ENFILE, ENOMEM, ESTALE, ETIMEDOUT].iter().any(|code| e.raw_os_error() == Some(*code))
+}
+
+/// Exit code 1, so that systemd starts the agent again.
+fn not_read(path: &Path, e: &std::io::Error) -> Error {
+    let fix = "check its disk and the limits of this system; nothing was changed";
+    Error::failed(format_args!("read {}", path.display()), e, fix)
+}
+
 fn unreadable(main: &Path, e: &std::io::Error) -> Error {
+    if may_pass(e) {
+        return not_read(main, e);
+    }
     let what = format!("read {}", main.display());
     match e.kind() {
         ErrorKind::IsADirectory => {
@@ -104,8 +120,10 @@ fn unreadable(main: &Path, e: &std::io::Error) -> Error {
 /// In order of their names; empty if the folder does not exist.
 fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     let folder = main.with_extension("d");
-    let unreadable =
-        |e| Error::config(format!("read {}", folder.display()), e, "let the agent's user read it");
+    let unreadable = |e| match may_pass(&e) {
+        true => not_read(&folder, &e),
+        false => Error::config(format!("read {}", folder.display()), e, "let the agent's user read it"),
+    };
     let entries = match std::fs::read_dir(&folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(unreadable)?,

@@ -44,6 +44,8 @@ pub enum Bad {
     Newer(u32),
     /// Any other damage, with a description.
     Damaged(String),
+    /// The disk does not return it, perhaps only now.
+    NotRead(String),
 }
 
 impl Display for Bad {
@@ -56,6 +58,7 @@ impl Display for Bad {
                 )
             }
             Bad::Damaged(what) => write!(f, "damaged, {what}"),
+            Bad::NotRead(why) => write!(f, "not readable, {why}"),
         }
     }
 }

@@ -223,15 +223,7 @@ impl Work {
         let times = self.schedule.failed(Instant::now());
         let why = e.to_string();
         if self.trouble.as_ref() != Some(&why) {
-            let effect = match self.publisher {
-                // See the invariant in `exactly_once.rs`; also, `flights` has room for only so many batches.
-                Some(_) => {
-                    "exactly-once needs saved positions: new files wait now, all others when flights is full"
-                }
-                None => {
-                    "delivery continues, but lines delivered from now on are sent again if the agent is killed"
-                }
-            };
+            let effect = self.board.effect_of_unsaved();
             let folder = self.store.folder().display().to_string();
             let fix = match e.kind() {
                 io::ErrorKind::NotFound => {

@@ -21,6 +21,7 @@ pub const OFFSETS: &str = "offsets";
 pub const PREVIOUS: &str = "offsets.previous";
 const TMP: &str = "offsets.tmp";
 const LOCK: &str = "lock";
+pub const LETTERS: &str = "dead-letter";
 
 /// A larger `offsets` is not ours.
 const MOST_BYTES: u64 = 256 << 20;
@@ -187,12 +188,23 @@ impl PositionsFile {
         Ok(())
     }
 
+    /// Positions pass over a line that is only a dead letter, so the letter must be on disk first.
+    fn sync_letters(&self) -> io::Result<()> {
+        private_file::open_read(&self.folder.join(LETTERS)).map_or(Ok(()), |file| file.sync_data())
+    }
+
     fn step(&mut self, step: SaveStep, bytes: &[u8]) -> io::Result<()> {
         let at = |name: &str| self.folder.join(name);
         match step {
             SaveStep::WriteTmp => private_file::replace(&at(TMP), 0o600)?.write_all(bytes)?,
-            SaveStep::SyncTmp => private_file::open_read(&at(TMP))?.sync_all()?,
-            SaveStep::SyncOffsets => private_file::open_read(&at(OFFSETS))?.sync_all()?,
+            SaveStep::SyncTmp => {
+                self.sync_letters()?;
+                private_file::open_read(&at(TMP))?.sync_all()?;
+            }
+            SaveStep::SyncOffsets => {
+                self.sync_letters()?;
+                private_file::open_read(&at(OFFSETS))?.sync_all()?;
+            }
             SaveStep::KeepPrevious => {
                 replace(&at(OFFSETS), &at(PREVIOUS))?;
                 (self.current, self.previous) = (CurrentFile::Bad, true);
@@ -301,7 +313,7 @@ fn read(path: &Path) -> Result<Option<Result<Saved, Bad>>, Error> {
         Ok(bytes) if bytes.len() as u64 > MOST_BYTES => Ok(Some(Err(Bad::Damaged("it is too large".into())))),
         Ok(bytes) => Ok(Some(format::read(&bytes))),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) if is_rot(&e) => Ok(Some(Err(Bad::Damaged(e.to_string())))),
+        Err(e) if is_rot(&e) => Ok(Some(Err(Bad::NotRead(e.to_string())))),
         Err(e) => {
             let fix = private_file::fix(&e, "let the agent's user read it; nothing was changed");
             Err(Error::failed(format_args!("read {}", path.display()), e, fix))
@@ -319,6 +331,11 @@ fn hopeless(folder: &Path, damaged: Damaged, offsets: &Bad, previous: &Bad) -> R
     match damaged {
         Damaged::Refuse => {
             let why = format!("{offsets}; and {PREVIOUS}: {previous}");
+            if matches!((offsets, previous), (Bad::NotRead(_), Bad::NotRead(_))) {
+                // The whole disk; this may pass, so the service is to be started again.
+                let fix = format!("check the disk of {}; nothing was changed", folder.display());
+                return Err(Error::failed(path.display(), why, fix));
+            }
             let fix = format!(
                 "restore a copy of either, or remove both to start over as `start` says, or set damaged_state = \"beginning\" to send every file from its beginning ({})",
                 folder.display()

@@ -240,7 +240,7 @@ impl AirFile {
         self.broken.store(true, Relaxed);
         if !self.reported.swap(true, Relaxed) {
             log::error!(
-                "write `air` in the state folder: {e}; free disk space: until positions are saved again, a crash makes doubled_at_most count every line that is read again"
+                "write `air` in the state folder: {e}; free or repair its disk: until positions are saved again, a crash makes doubled_at_most count every line that is read again"
             );
         }
     }

@@ -126,6 +126,32 @@ fn two_power_cuts_within_seconds_with_exactly_once() {
     assert!((doubled..=2 * doubled).contains(&announced(&status)), "{doubled} doubled: {}", status["totals"]);
 }
 
+/// A power cut after a line was refused, with every save synced. Fails when the saved position is beyond the line and its
+/// dead letter is gone: the letter must be on disk before the position is.
+#[test]
+fn a_dead_letter_survives_a_power_cut() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic_with(1, &["max.message.bytes=2000"]);
+    let mut machine = Machine::new();
+    write_config(&machine.folder, &topic.name, &topic.address, "sync = \"always\"", "");
+    machine.folder.append("f.log", Lines::new("f", 0..10).bytes());
+    let mut agent = machine.boot("run -c c.toml").start();
+    wait_until(PATIENT, "the first lines are stored", || topic.end_offsets() == 10);
+    machine.folder.append("f.log", format!("{}\n", "long ".repeat(1000)));
+    wait_until(PATIENT, "the refused line is saved", || {
+        let said: serde_json::Value =
+            serde_json::from_slice(&machine.beside(&agent, &["status", "--json"]).stdout).unwrap();
+        said["totals"]["dead_lettered"] == 1 && said["files"][0]["saved"] == said["files"][0]["size"]
+    });
+    machine.cut_power(&mut agent);
+    let mut agent = machine.boot("run -c c.toml").start();
+    let path = machine.folder.path("state/dead-letter");
+    let cat = ["--mount", "--target", &agent.id().to_string(), "cat", path.to_str().unwrap()];
+    let letters = Command::new("nsenter").args(cat).output().unwrap();
+    assert!(String::from_utf8_lossy(&letters.stdout).contains("long long"), "{letters:?}");
+    agent.stop().expect_code(0);
+}
+
 /// The kernel remounts the file system read-only under a running agent, as after a disk error. Fails when status, the
 /// metrics or the log do not report within 2 s that delivery is blocked and why, when a log line claims that delivery
 /// continues, or when the next start with a sound disk loses or doubles a line.

@@ -79,3 +79,49 @@ fn a_gz_with_a_transient_read_error_is_read_to_its_end() {
         assert!(failed >= 2, "{failed} runs met the error while they read lines");
     });
 }
+
+/// The config, a file beside it or their folder cannot be read once, at a start. Fails when the exit code is 78, after
+/// which systemd does not start the agent again.
+#[test]
+fn an_unreadable_disk_does_not_end_the_service() {
+    need("strace");
+    let folder = Folder::new();
+    folder.append("f.log", Lines::new("f", 0..10).bytes());
+    folder.write("c.toml", "[agent]\nstate_dir = \"state\"\n[[files]]\npaths = [\"f.log\"]\n");
+    folder.mkdir("c.d");
+    folder.write("c.d/m.toml", "[metrics]\n");
+    let cases =
+        [("c.toml", "openat:error=ENFILE"), ("c.toml", "read:error=EIO"), ("c.d", "getdents64:error=EIO")];
+    for (at, inject) in cases.into_iter().chain([("c.d/m.toml", "openat:error=ENOMEM")]) {
+        let (path, inject) = (folder.path(at).display().to_string(), format!("inject={inject}"));
+        let strace = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &inject, "-P", &path];
+        let config = folder.path("c.toml").display().to_string();
+        let run = folder.agent(["run", "--once", "--output", "stdout", "-c", &config]);
+        let done = run.wrapped_in(strace.map(str::to_owned)).run().expect_code(1);
+        assert!(done.stderr.contains(&path), "{}", done.stderr);
+    }
+}
+
+/// Neither copy of the saved positions can be read, at one start. Fails when the exit code is 78, or when the next start
+/// loses or doubles a line.
+#[test]
+fn an_unreadable_state_does_not_end_the_service() {
+    need("strace");
+    let folder = Folder::new();
+    let run = || folder.agent_line("run --once --output stdout --from beginning --state-dir state f.log");
+    let mut seen = Vec::new();
+    for life in 0..3 {
+        folder.append("f.log", Lines::new("f", life * 10..life * 10 + 10).bytes());
+        seen.extend(run().run().expect_code(0).lines());
+    }
+    folder.append("f.log", Lines::new("f", 30..40).bytes());
+    let paths =
+        ["offsets", "offsets.previous"].map(|name| folder.path("state").join(name).display().to_string());
+    let strace =
+        ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", "inject=read:error=EIO", "-P", &paths[0]];
+    let strace = strace.into_iter().chain(["-P", &paths[1]]).map(str::to_owned);
+    let done = run().wrapped_in(strace).run().expect_code(1);
+    assert!(done.stderr.contains("check the disk"), "{}", done.stderr);
+    seen.extend(run().run().expect_code(0).lines());
+    Delivered::of(seen).assert_exactly_once(&[&Lines::new("f", 0..40)]);
+}
