@@ -233,8 +233,13 @@ impl Open {
         let Bytes::Plain(file) = &self.bytes else { return Ok(is_end) };
         let (at, searched) = (self.at.offset, &mut self.no_data_before);
         let found = TrailingNuls::find(file, at, bytes, is_end, self.size, searched);
-        let grows = self.live && self.limit == u64::MAX;
-        if let Some(nuls) = found.filter(|nuls| grows || !nuls.written) {
+        let is_rest = |nuls: &TrailingNuls| {
+            // The end of an incomplete line, of which `--once` sends every byte.
+            self.limit < u64::MAX
+                && nuls.start > at
+                && bytes.get((nuls.start - at - 1) as usize) != Some(&b'\n')
+        };
+        if let Some(nuls) = found.filter(|nuls| !nuls.written || self.live && !is_rest(nuls)) {
             self.has_nuls = true;
             bytes.truncate((nuls.start - self.at.offset) as usize);
             // If it was truncated meanwhile, the next look sees it.
