@@ -32,7 +32,7 @@ pub mod framing;
 pub mod gz;
 pub mod identity;
 pub mod known;
-mod nuls;
+pub mod nuls;
 pub mod open;
 mod outlive;
 mod own;

@@ -111,7 +111,7 @@ fn every_written_byte_is_delivered() {
 
 /// A logger that extends its file first, fills the space line by line, and cuts the file to its lines when it closes it (as
 /// Log4j's MemoryMappedFile appender does), and one that starts in such a file. The agent is killed in between. Fails when the
-/// space is passed over as a hole: the lines that are then written into it are lost.
+/// space is passed over as a hole: the lines that are then written into it are lost. Or when it counts as unsent.
 #[test]
 fn lines_are_written_into_preallocated_space() {
     const SPACE: u64 = 300_000;
@@ -143,6 +143,8 @@ fn lines_are_written_into_preallocated_space() {
                 pause(millis(1200)); // saved
                 earlier.extend(agent.lines());
                 agent.kill();
+                let status = status_json(&folder, &folder.path("state"));
+                assert_eq!(status["files"][0]["lag_bytes"], 0, "{start}, no agent runs");
                 agent = folder.agent_line(LIVE).start();
             }
         }
