@@ -15,7 +15,7 @@ use std::time::Duration;
 /// last tail ends.
 pub type Chunks = Waking<Sender<Chunk>>;
 
-/// A tail that waits longer for room in the channel looks once why that may be.
+/// A tail that waits longer for room in the channel looks once more why that may be.
 const LATE: Duration = Duration::from_millis(2100);
 
 /// A channel with room for `capacity` chunks.
@@ -55,8 +55,9 @@ impl Outlet {
         self.registry.lost_entries(entries, gap);
     }
 
-    /// Blocks while the channel is full, and calls `late` after [`LATE`].
-    pub fn send(&self, chunk: Chunk, stop: &Stop, late: &dyn Fn()) -> Result<(), Stopped> {
+    /// Blocks while the channel is full. Calls `look` first, and again if it has waited for [`LATE`].
+    pub fn send(&self, chunk: Chunk, stop: &Stop, look: &dyn Fn()) -> Result<(), Stopped> {
+        look();
         self.registry.grown();
         let chunks = self.chunks.get();
         match chunks.try_send(chunk) {
@@ -66,7 +67,7 @@ impl Outlet {
                     select! {
                         send(chunks, chunk) -> sent => break sent.map_err(|_| Stopped)?,
                         recv(stop.on()) -> _ => return Err(Stopped),
-                        default(wait) => late(),
+                        default(wait) => look(),
                     }
                     wait = Duration::from_secs(3600);
                 }

@@ -31,6 +31,7 @@ pub mod json;
 pub mod outage;
 mod partition;
 mod partitioner;
+mod rate;
 pub mod record_encoder;
 pub mod recovered;
 pub mod sequence;

@@ -29,7 +29,7 @@ use crate::private_file;
 use crate::record::StreamId;
 use crate::report::Board;
 use crate::streams::mailbox::Publisher;
-use crate::streams::sent_marks::{Counts, SentMarks};
+use crate::streams::sent_marks::{RepeatCounts, SentMarks};
 use crate::streams::{Registry, Saved, SavedStream};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -159,7 +159,7 @@ fn open_marks(
     let whole = found.trusted;
     let totals = &mut saved.totals;
     let (again, resent, uncertain) = (totals.again, totals.resent, totals.uncertain);
-    let counts = found.counts(Counts::of(again, resent, uncertain));
+    let counts = found.counts(RepeatCounts::of(again, resent, uncertain));
     (totals.again, totals.resent) = (counts.again, counts.resent);
     marks.count_from(counts);
     let unfinished = || saved.streams.iter().filter(|s| !s.finished);

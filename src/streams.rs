@@ -15,6 +15,7 @@
 //!
 //! Invariant: a stream is open here before its first chunk can reach the producer.
 
+pub mod air;
 pub mod mailbox;
 mod progress;
 mod ranges;

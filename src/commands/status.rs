@@ -12,7 +12,8 @@ use crate::report::snapshot::{ExactlyOnce, File, Snapshot, StateStatus, StreamSt
 use crate::report::text;
 use crate::signals::{self, Signal};
 use crate::state::store::{self, FoundPositions};
-use crate::streams::{Saved, SavedStream, sent_marks};
+use crate::streams::air::Header;
+use crate::streams::{Saved, SavedStream};
 use crate::tail::{identity, nuls};
 use crossbeam_channel::{RecvTimeoutError, never};
 use std::collections::BTreeMap;
@@ -99,7 +100,7 @@ fn last_saved(folder: &Path, saved: &Saved) -> Snapshot {
     };
     let t = &saved.totals;
     // The last run's resends are in `air` even if they were not saved.
-    let (resent, again) = sent_marks::totals(&sent_marks_file(folder).unwrap_or_default());
+    let air = Header::of(&sent_marks_file(folder).unwrap_or_default());
     Snapshot {
         version: env!("CARGO_PKG_VERSION").into(),
         files: paths.into_iter().map(file).collect(),
@@ -107,7 +108,7 @@ fn last_saved(folder: &Path, saved: &Saved) -> Snapshot {
             read: t.read_lines,
             acked: t.acked_lines.saturating_sub(t.dead_lettered),
             dead_lettered: t.dead_lettered,
-            doubled_at_most: t.again.max(again) + t.resent.max(resent),
+            doubled_at_most: t.again.max(air.again) + t.resent.max(air.resent),
             uncertain: t.uncertain,
             cut: t.cut_lines,
             lost_bytes: t.lost_bytes,

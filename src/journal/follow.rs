@@ -403,9 +403,7 @@ impl Follower<'_> {
         let records = chunk.lines.len() as u64;
         self.board.totals.read_lines.fetch_add(records, Relaxed);
         chunk.origin.progress.records.fetch_add(records, Relaxed);
-        let look = || self.board.report_hung_write(Instant::now());
-        look();
-        Ok(self.out.send(chunk, self.stop, &look)?)
+        Ok(self.out.send(chunk, self.stop, &|| self.board.report_hung_write(Instant::now()))?)
     }
 
     /// The share of the dead-letter file that this path has.

@@ -1,6 +1,7 @@
 //! Which lines are in doubt after a kill, a clean end and a power loss.
 
 use super::*;
+use crate::streams::air::{HEAD, SLOT, head, word};
 use std::path::Path;
 
 fn open(path: &Path, boot: &str) -> (Arc<SentMarks>, FoundMarks) {
@@ -39,7 +40,8 @@ fn a_kill_leaves_in_doubt_what_was_framed_and_not_saved() {
     slot.raise(200, 300, 10);
     assert_eq!(marks.again(), 10);
     // Killed before anything was saved: 100..200 may be stored three times.
-    assert_eq!(totals(&std::fs::read(&path).unwrap()), (0, 10));
+    let header = Header::of(&std::fs::read(&path).unwrap());
+    assert_eq!((header.resent, header.again), (0, 10));
     let (marks, _) = open(&path, "boot-1");
     let slot = marks.take(S, 100, 1000);
     slot.raise(100, 200, 10);
@@ -218,15 +220,15 @@ fn a_file_that_cannot_be_written_for_a_while() {
     let mut marks = first(&path);
     marks.take(S, 0, 0).raise(0, 100, 1);
     let read_only = File::open(&path).unwrap();
-    let writable = Arc::get_mut(&mut marks).unwrap().file.replace(read_only);
+    let writable = Arc::get_mut(&mut marks).unwrap().file.file.replace(read_only);
     marks.take(S, 0, 0).raise(100, 500, 4);
     marks.take(StreamId(8), 0, 0).raise(0, 70, 1);
     marks.resent(3);
     marks.settle();
-    assert!(marks.is_broken());
-    Arc::get_mut(&mut marks).unwrap().file = writable;
+    assert!(marks.file.is_broken());
+    Arc::get_mut(&mut marks).unwrap().file.file = writable;
     marks.settle();
-    assert!(!marks.is_broken());
+    assert!(!marks.file.is_broken());
     marks.take(S, 0, 0).raise(500, 600, 1);
     let (_, found) = open(&path, "boot-1");
     assert!(found.trusted);
@@ -350,12 +352,12 @@ fn duplicates_of_consecutive_power_losses_are_counted() {
         }
         marks.uncertain(3);
         sent += 13;
-        let on_disk = marks.synced.lock().unwrap().clone();
+        let on_disk = marks.file.synced.lock().unwrap().clone();
         std::fs::write(&path, on_disk).unwrap();
         let boot = format!("boot-{life}");
         let (next, found) = open(&path, &boot);
         assert!(found.stale && !found.trusted);
-        next.count_from(found.counts(Counts::default()));
+        next.count_from(found.counts(RepeatCounts::default()));
         next.begin(u64::MAX, [(S, u64::MAX)].into_iter());
         marks = next;
         // The first copy of each line is not a duplicate.
@@ -377,7 +379,7 @@ fn a_start_in_doubt_syncs_a_few_times() {
     let mut images = std::collections::HashSet::new();
     for at in 0..10_000 {
         slot.raise(at * 100, at * 100 + 100, 1);
-        images.insert(marks.synced.lock().unwrap().clone());
+        images.insert(marks.file.synced.lock().unwrap().clone());
     }
     assert_eq!(marks.again(), 10_000);
     assert!(images.len() < 20, "{} syncs", images.len());
@@ -403,7 +405,7 @@ fn fuzz_sent_marks() {
         marks.take(StreamId(1), 50, 200).raise(50, 70, 3);
         marks.resent(2);
         marks.end();
-        let _ = totals(bytes);
+        let _ = Header::of(bytes);
         found.limits.len()
     });
 }
