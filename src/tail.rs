@@ -67,19 +67,18 @@ use crate::report::log_throttle::LogThrottle;
 use crate::stop::Stop;
 use crate::wake_slot::{WakeReasons, WakeSlot};
 use crossbeam_channel::{Receiver, Sender};
+use find::Search;
 use follow::{AtPath, Patience, Step, Until};
 use framing::Rest;
-use known::{Entry, Known};
+use known::Known;
 use limits::ReadLimits;
 use log::warn;
 use open::{Got, Open};
-use own::Undecided;
+use own::Decision;
 use shelf::{Absent, Shelved};
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -192,22 +191,14 @@ struct Tail<'a> {
     turn: usize,
     /// The first look has not completed yet.
     first: bool,
-    /// When the first look began.
-    begun: Option<Instant>,
     /// See [`Known::folder`].
     folder: Arc<Mutex<()>>,
     failure: ReadFailure,
     cuts: LogThrottle,
-    /// A rotation may have been in progress at the last look: look for siblings once more at this time.
-    look_again: Option<Instant>,
     /// The file at the path cannot be opened or is undecided: do not retry before this time.
     path_again: Option<Instant>,
-    /// The file at the path may be a copy of another one.
-    undecided: Option<Undecided>,
-    /// For a compressed file: the stream whose tail must look first, see [`Undecided`].
-    asked: Option<(StreamId, u64)>,
-    /// The file at the path belongs to a stream that another tail has yet to look for.
-    expected_elsewhere: bool,
+    decision: Decision,
+    search: Search,
     limits: ReadLimits,
     /// Time of the current step.
     now: Instant,
@@ -219,16 +210,7 @@ struct Tail<'a> {
     copied_since: Option<SystemTime>,
     /// When the bytes that are read now were noticed.
     noticed: Instant,
-    /// Streams known when the first look began; that look may take several attempts.
-    history: Option<Vec<Entry>>,
     absent: Vec<Absent>,
-    /// A sibling was no longer at its listed name.
-    moved: bool,
-    /// The file that was opened at the path and is about to be read. Meanwhile it may be renamed, compressed and deleted,
-    /// so only this descriptor shows that its bytes are taken.
-    held: Option<Arc<File>>,
-    /// A sibling that cannot be read for lack of permission.
-    denied: Option<PathBuf>,
     /// Rotated files that are not open because the limit of open files is reached. Oldest first; they are newer than the
     /// open ones.
     shelf: VecDeque<Shelved>,
@@ -269,26 +251,19 @@ impl<'a> Tail<'a> {
             leaving: Vec::new(),
             turn: 0,
             first: true,
-            begun: None,
             folder,
             failure: ReadFailure::default(),
             cuts: LogThrottle::default(),
-            look_again: None,
             path_again: None,
-            undecided: None,
-            asked: None,
-            expected_elsewhere: false,
+            decision: Decision::default(),
+            search: Search::default(),
             limits,
             now,
             looked: now,
             looks_at: [SystemTime::now(); 2],
             copied_since: None,
             noticed: now,
-            history: None,
             absent: Vec::new(),
-            moved: false,
-            held: None,
-            denied: None,
             shelf: VecDeque::new(),
             restarted: None,
             in_memory: Vec::new(),
@@ -349,9 +324,11 @@ impl Tail<'_> {
 
     /// Nothing is going on but that lines are appended to the live file.
     fn is_steady(&self) -> bool {
-        let pending =
-            self.first || self.undecided.is_some() || self.expected_elsewhere || self.failure.error.is_some();
-        let due = self.look_again.or(self.path_again).is_some() || self.failure.since.is_some();
+        let pending = self.first
+            || self.decision.undecided.is_some()
+            || self.decision.elsewhere
+            || self.failure.error.is_some();
+        let due = self.search.again.or(self.path_again).is_some() || self.failure.since.is_some();
         let apart = !(self.absent.is_empty() && self.shelf.is_empty() && self.leaving.is_empty());
         let live = matches!(&self.open[..], [open] if open.live && !open.rest());
         live && !pending && !due && !apart && self.in_memory.is_empty() && self.o.until == Until::Stopped
@@ -389,7 +366,7 @@ impl Tail<'_> {
                 return Ok(Step::Wait(wait));
             }
         }
-        if self.undecided.is_some() {
+        if self.decision.undecided.is_some() {
             let _decides = decides()?;
             self.save_undecided()?;
         }
@@ -406,8 +383,8 @@ impl Tail<'_> {
             }
         };
         // If the path has a new file, open that first: it also looks for siblings, and knows which file is live.
-        if at_path != AtPath::Another && self.look_again.is_some_and(|at| at <= now) {
-            self.look_again = None;
+        if at_path != AtPath::Another && self.search.again.is_some_and(|at| at <= now) {
+            self.search.again = None;
             let _decides = decides()?;
             self.catch_up(true)?;
         }

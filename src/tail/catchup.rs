@@ -31,7 +31,7 @@ impl Tail<'_> {
 
     fn begin_plain(&mut self) -> Result<(), Halt> {
         let known = || self.known.of(&self.o.path);
-        let history = self.history.get_or_insert_with(known).clone();
+        let history = self.search.history.get_or_insert_with(known).clone();
         let at_path = match identity::look_at(&self.o.path)? {
             Some(look) => match identity::open(&self.o.path) {
                 Ok(opened) => Some(opened),
@@ -285,7 +285,7 @@ impl Tail<'_> {
             }
             (FileVerdict::Wait(Wait::Empty), _) => self.note_unfollowed(sibling),
             (FileVerdict::Wait(Wait::Incomplete | Wait::Unseen(_)), _) => {
-                self.look_again = Some(self.now + Duration::from_secs(1));
+                self.search.again = Some(self.now + Duration::from_secs(1));
                 Ok(())
             }
             _ => Ok(()),

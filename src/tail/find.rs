@@ -17,8 +17,9 @@ use crate::record::{Identity, Point};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Result of the search for a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +32,22 @@ pub(super) enum SearchResult {
     /// A file is being compressed and may be the right one.
     NotYet,
     Nowhere,
+}
+
+/// The search for rotated files.
+#[derive(Default)]
+pub(super) struct Search {
+    /// A rotation may have been in progress at the last look: look once more at this time.
+    pub again: Option<Instant>,
+    /// Streams known when the first look began; that look may take several attempts.
+    pub history: Option<Vec<Entry>>,
+    /// The file that was opened at the path and is about to be read. Meanwhile it may be renamed, compressed and deleted,
+    /// so only this descriptor shows that its bytes are taken.
+    pub held: Option<Arc<File>>,
+    /// A rotated file that cannot be read for lack of permission.
+    pub denied: Option<PathBuf>,
+    /// One was no longer at its listed name.
+    pub moved: bool,
 }
 
 impl Tail<'_> {
@@ -161,15 +178,15 @@ impl Tail<'_> {
         mut look: impl FnMut(&mut Self) -> Result<bool, Halt>,
     ) -> Result<bool, Halt> {
         for _ in 0..LISTINGS {
-            self.moved = false;
+            self.search.moved = false;
             if look(self)? {
                 return Ok(true);
             }
-            if !self.moved {
+            if !self.search.moved {
                 return Ok(false);
             }
         }
-        self.look_again = Some(self.now + Duration::from_secs(1));
+        self.search.again = Some(self.now + Duration::from_secs(1));
         Ok(false)
     }
 
@@ -234,20 +251,20 @@ impl Tail<'_> {
         match identity::open(&sibling.path) {
             Ok((file, look)) if look.identity == sibling.look.identity => Ok(Some((file, look))),
             Ok(_) => {
-                self.moved = true; // a chain of renames gave its name to another file
+                self.search.moved = true; // a chain of renames gave its name to another file
                 Ok(None)
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
-                self.moved = true;
+                self.search.moved = true;
                 Ok(None)
             }
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                if self.denied.as_ref() != Some(&sibling.path) {
+                if self.search.denied.as_ref() != Some(&sibling.path) {
                     warn!("{}: {e}; newer lines wait until it can be read", sibling.path.display());
-                    self.denied = Some(sibling.path.clone());
+                    self.search.denied = Some(sibling.path.clone());
                 }
                 let later = self.now + DENIED;
-                self.look_again = Some(self.look_again.map_or(later, |at| at.min(later)));
+                self.search.again = Some(self.search.again.map_or(later, |at| at.min(later)));
                 Ok(None)
             }
             Err(e) => Err(e.into()),

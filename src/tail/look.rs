@@ -15,13 +15,13 @@ impl Tail<'_> {
             true if self.is_steady() => IDLE,
             true => UNHURRIED,
         };
-        let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
+        let sooner = [self.search.again, self.path_again, self.absent_until()].into_iter().flatten().min();
         sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
     }
 
     /// What is at the path, compared with the open files.
     pub(super) fn look_at_path(&mut self) -> Result<AtPath, Halt> {
-        if self.o.until == Until::Read && self.undecided.is_none() && !self.expected_elsewhere {
+        if self.o.until == Until::Read && self.decision.undecided.is_none() && !self.decision.elsewhere {
             return Ok(AtPath::Unknown); // only what existed at the first look is read
         }
         if packing(&self.o.path) != Packed::Plain {
@@ -47,9 +47,9 @@ impl Tail<'_> {
         let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
             || self.known.is_read_elsewhere(&look.identity, &self.o.path);
         if read_elsewhere {
-            self.undecided = None;
+            self.decision.undecided = None;
             // The other tail may still be looking for the stream, and find it elsewhere.
-            self.expected_elsewhere &= !self.known.is_being_read(&look.identity, &self.o.path);
+            self.decision.elsewhere &= !self.known.is_being_read(&look.identity, &self.o.path);
             self.known.unassigned(&self.o.path, false);
         }
         Ok(match (read_elsewhere, self.open.iter().any(|o| o.live)) {

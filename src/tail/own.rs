@@ -28,6 +28,19 @@ pub(super) struct Undecided {
     asked: Option<(StreamId, u64)>,
 }
 
+/// What is still to be decided about the file at the path.
+#[derive(Default)]
+pub(super) struct Decision {
+    /// When the first look began.
+    pub begun: Option<Instant>,
+    /// It may be a copy of another one.
+    pub undecided: Option<Undecided>,
+    /// It belongs to a stream that another tail has yet to look for.
+    pub elsewhere: bool,
+    /// For a compressed file: the stream whose tail must look first, see [`Undecided`].
+    asked: Option<(StreamId, u64)>,
+}
+
 impl Undecided {
     const BETWEEN: Duration = Duration::from_millis(100);
     /// The same for a file that waits for another tail, which will wake this one.
@@ -66,10 +79,10 @@ impl Tail<'_> {
     }
 
     fn read_as_decided(&mut self, file: File, look: &Look, offset: u64, rewritten: bool) -> Result<(), Halt> {
-        let last = self.undecided.take();
+        let last = self.decision.undecided.take();
         let mut look = look.clone();
         let follows_another = !self.may_be_a_copy();
-        self.expected_elsewhere = false;
+        self.decision.elsewhere = false;
         let mut verdict = None;
         let mut ready = None;
         self.listed(|tail| {
@@ -121,7 +134,7 @@ impl Tail<'_> {
         let between = (self.now.duration_since(since) / 4).clamp(Undecided::BETWEEN, Undecided::SELDOM);
         self.path_again = Some(self.now + if settled { Undecided::LATER } else { between });
         self.known.unassigned(&self.o.path, true);
-        self.undecided = Some(Undecided { file, look, since, settled, asked: ask });
+        self.decision.undecided = Some(Undecided { file, look, since, settled, asked: ask });
         Ok(())
     }
 
@@ -167,33 +180,33 @@ impl Tail<'_> {
 
     /// Something may have changed: look at an undecided file now.
     pub(super) fn look_at_undecided(&mut self) {
-        if self.undecided.is_some() || self.expected_elsewhere {
+        if self.decision.undecided.is_some() || self.decision.elsewhere {
             self.path_again = None;
         }
     }
 
     /// Whether the verdict about the file at the path depends on a look by another tail.
     pub(super) fn awaits_another(&self) -> bool {
-        let asked = self.undecided.as_ref().and_then(|u| u.asked);
+        let asked = self.decision.undecided.as_ref().and_then(|u| u.asked);
         asked.is_some_and(|(stream, looks)| !self.known.has_looked_since(stream, looks))
     }
 
     /// Whether the verdict about the file at the path is expected soon.
     pub(super) fn is_deciding(&self) -> bool {
         let is_early = |since: Instant| self.now.duration_since(since) < FIRST_LOOKS;
-        self.undecided.as_ref().is_some_and(|u| !u.settled && is_early(u.since))
-            || self.first && self.begun.is_some_and(is_early)
+        self.decision.undecided.as_ref().is_some_and(|u| !u.settled && is_early(u.since))
+            || self.first && self.decision.begun.is_some_and(is_early)
     }
 
     /// Reads a file that was deleted before the verdict, unless it was a copy.
     pub(super) fn save_undecided(&mut self) -> Result<(), Halt> {
-        let Some(u) = &self.undecided else { return Ok(()) };
+        let Some(u) = &self.decision.undecided else { return Ok(()) };
         let at_path = identity::look_at(&self.o.path).ok().flatten();
         if at_path.is_some_and(|l| l.identity == u.look.identity) {
             return Ok(());
         }
         let look = identity::look(&u.file)?;
-        let Some(Undecided { file, settled, look: before, .. }) = self.undecided.take() else {
+        let Some(Undecided { file, settled, look: before, .. }) = self.decision.undecided.take() else {
             return Ok(());
         };
         self.path_again = None;
@@ -216,16 +229,16 @@ impl Tail<'_> {
     /// Another tail reads the file at the path, or is about to look for its stream. That tail may find the stream elsewhere,
     /// so check again later.
     pub(super) fn leave_to_another(&mut self) {
-        self.expected_elsewhere = true;
+        self.decision.elsewhere = true;
         self.path_again = Some(self.now + Undecided::BETWEEN);
     }
 
     /// `--once`: do not end before the verdict about the file.
     pub(super) fn until_decided(&self, step: Step) -> Step {
         let once = self.o.until == Until::Read;
-        let undecided = self.undecided.as_ref().is_some_and(|u| !(u.settled && once));
+        let undecided = self.decision.undecided.as_ref().is_some_and(|u| !(u.settled && once));
         match step {
-            Step::End if undecided || self.expected_elsewhere && once => Step::Wait(Undecided::BETWEEN),
+            Step::End if undecided || self.decision.elsewhere && once => Step::Wait(Undecided::BETWEEN),
             step => step,
         }
     }
@@ -252,7 +265,7 @@ impl Tail<'_> {
             }
             return Ok(None);
         }
-        self.begun.get_or_insert(self.now);
+        self.decision.begun.get_or_insert(self.now);
         let Some((file, look)) = self.open_sibling(&sibling)? else { return Ok(Some(INCOMPLETE)) };
         if self.o.new_pattern && self.o.start != Start::Beginning {
             self.note_as_read(&sibling, Some(&file))?;
@@ -278,14 +291,14 @@ impl Tail<'_> {
             }
             (Some(FileVerdict::Wait(Wait::Empty)), _) => self.note_as_read(&sibling, Some(&file))?,
             (Some(FileVerdict::Read(stream) | FileVerdict::Wait(Wait::Unseen(stream))), _) => {
-                let asked = self.asked.filter(|(of, _)| *of == stream);
+                let asked = self.decision.asked.filter(|(of, _)| *of == stream);
                 if verdict == Some(FileVerdict::Wait(Wait::Unseen(stream)))
                     && asked.is_some_and(|(_, looks)| self.known.has_looked_since(stream, looks))
                 {
                     self.read_sibling(&sibling, file, &look)?;
                     return Ok(None);
                 }
-                self.asked = asked.or_else(|| Some((stream, self.known.ask_to_look(stream)?)));
+                self.decision.asked = asked.or_else(|| Some((stream, self.known.ask_to_look(stream)?)));
                 return Ok(Some(Undecided::BETWEEN));
             }
             (Some(FileVerdict::Wait(Wait::Copy(_) | Wait::Original)), _) if once => {}

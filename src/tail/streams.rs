@@ -49,13 +49,13 @@ impl Tail<'_> {
     }
 
     pub(super) fn start_reading_live(&mut self, file: File, look: &Look, e: Entry) -> Result<bool, Halt> {
-        self.expected_elsewhere = false;
+        self.decision.elsewhere = false;
         let Some(place) = self.start_reading(Bytes::Plain(file.into()), look, e)? else { return Ok(false) };
         let mut open = self.open.remove(place);
         open.live = true;
         open.owed = 0;
         self.open.push(open);
-        self.undecided = None;
+        self.decision.undecided = None;
         self.known.unassigned(&self.o.path, false);
         self.say("following", None);
         Ok(true)
@@ -92,7 +92,7 @@ impl Tail<'_> {
         };
         self.path_again = None;
         self.holding(Some(&file), |tail| tail.catch_up(false))?;
-        self.look_again = Some(self.now + Duration::from_secs(1));
+        self.search.again = Some(self.now + Duration::from_secs(1));
         match self.known.claim(&look, &self.o.path) {
             Claim::Anothers => {
                 self.leave_to_another();
@@ -162,7 +162,7 @@ impl Tail<'_> {
         if !old.live && cut.is_none() && look.as_ref().is_some_and(|look| self.is_at_followed_path(look)) {
             // The tail of that path decides about it.
         } else if is_asked {
-            (self.path_again, self.expected_elsewhere) = (None, true);
+            (self.path_again, self.decision.elsewhere) = (None, true);
         } else if let (Some(file), Some(look)) = (file, look) {
             let fresh = match cut {
                 Some(_) => Entry { at: old.at, ..self.known.begin(&look, &self.o.path) },
@@ -315,7 +315,7 @@ impl Tail<'_> {
     /// Closes all open files and starts over, looking for them by name.
     pub(super) fn begin_again(&mut self) {
         self.release();
-        (self.first, self.history) = (true, None);
+        (self.first, self.search.history) = (true, None);
     }
 
     /// Stops; the agent continues at the next start.

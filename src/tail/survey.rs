@@ -134,13 +134,13 @@ impl Tail<'_> {
         let streams: Vec<KnownStream> = entries.iter().map(|e| self.stream(e, &kept)).collect();
         let mut contents = Contents::new(self.known, &kept, &entries);
         let verdicts = assign(&streams, &kept_found, &mut contents)?;
-        self.moved |= contents.moved;
+        self.search.moved |= contents.moved;
         for (candidate, verdict) in kept.iter().zip(&verdicts) {
             // A copy that was incomplete may be complete by now, and its original truncated.
             if let (FileVerdict::New | FileVerdict::Read(_), Some(file)) = (verdict, &candidate.file)
                 && identity::look(file)?.size != candidate.sibling.look.size
             {
-                self.moved = true;
+                self.search.moved = true;
             }
             if !matches!(verdict, FileVerdict::Own(_) | FileVerdict::Old) {
                 self.known.has_other_bytes(&candidate.sibling.look.identity, &self.o.path);
@@ -161,15 +161,15 @@ impl Tail<'_> {
         file: Option<&File>,
         search: impl FnOnce(&mut Self) -> Result<T, Halt>,
     ) -> Result<T, Halt> {
-        self.held = file.map(|file| file.try_clone().map(Arc::new)).transpose()?;
+        self.search.held = file.map(|file| file.try_clone().map(Arc::new)).transpose()?;
         let done = search(self);
-        self.held = None;
+        self.search.held = None;
         done
     }
 
     /// Shows the held file as the file of its stream, or of a stream that is about to begin.
     fn add_held(&self, entries: &mut Vec<Entry>) -> io::Result<()> {
-        let Some(file) = &self.held else { return Ok(()) };
+        let Some(file) = &self.search.held else { return Ok(()) };
         let look = identity::look(file)?;
         let stream = self.known.get(&look.identity, &self.o.path).map(|e| e.stream);
         let reader = StreamUse::Reading(Some(file.clone()));

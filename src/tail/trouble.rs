@@ -69,7 +69,7 @@ impl Tail<'_> {
     pub(super) fn never_opened(&mut self) -> Option<Unread> {
         self.o.give_up?;
         let why = io::ErrorKind::PermissionDenied.into();
-        self.denied.take().map(|path| Unread { path, why })
+        self.search.denied.take().map(|path| Unread { path, why })
     }
 
     pub(super) fn readable_again(&mut self) {
