@@ -35,7 +35,7 @@ pub mod identity;
 pub mod known;
 mod limits;
 mod look;
-mod nuls;
+pub mod nuls;
 pub mod open;
 mod options;
 mod outlive;

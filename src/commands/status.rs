@@ -14,7 +14,7 @@ use crate::signals::{self, Signal};
 use crate::state::store::{self, FoundPositions};
 use crate::streams::air::Header;
 use crate::streams::{Saved, SavedStream};
-use crate::tail::identity;
+use crate::tail::{identity, nuls};
 use crossbeam_channel::{RecvTimeoutError, never};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
@@ -132,10 +132,13 @@ fn sent_marks_file(folder: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// With the file's current size, if the path still leads to it.
+/// With the file's current size, without space for further lines, if the path still leads to it.
 fn stream(s: &SavedStream) -> StreamStatus {
     let now = identity::look_at(&s.path).ok().flatten();
-    let size = now.filter(|n| shipped::is_same(&n.identity, &s.identity)).map_or(s.size, |n| n.size);
+    let size = now.filter(|n| shipped::is_same(&n.identity, &s.identity)).map_or(s.size, |n| {
+        let end = identity::open(&s.path).and_then(|(file, look)| nuls::end_of_lines(&file, look.size));
+        end.unwrap_or(n.size) // this user may not read it
+    });
     StreamStatus {
         stream: s.stream.0,
         identity: Some((&s.identity).into()),

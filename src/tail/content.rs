@@ -9,7 +9,8 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io;
 
-/// Shortest hole and its alignment. After a hole, the first bytes of a block may be NULs that were filled in.
+/// Usual block of a file system. Shortest hole and its alignment: after a hole, the first bytes of a block may be NULs that were
+/// filled in.
 pub const BLOCK: u64 = 4096;
 
 /// Whether part of this range is a hole (`lseek(2)`, SEEK_HOLE). False if the file system cannot tell. `no_hole_before`:

@@ -89,6 +89,8 @@ pub struct Open {
     pub found_by_name: bool,
     /// Bytes before this offset are sent before those of newer files.
     pub owed: u64,
+    /// shred(1) overwrites it: see [`Open::is_shredded`].
+    shredded: bool,
     /// Read no further than this (`--once`).
     pub limit: u64,
     /// When it last changed.
@@ -150,6 +152,7 @@ impl Open {
             live: false,
             found_by_name: false,
             owed: 0,
+            shredded: false,
             limit: u64::MAX,
             changed: now,
             per_line: USUAL_LINE,
@@ -219,7 +222,9 @@ impl Open {
     pub fn look(&mut self) -> io::Result<Option<Look>> {
         let Bytes::Plain(file) = &self.bytes else { return Ok(None) };
         let mut look = identity::look(file)?;
-        if let Some(nuls) = self.nuls {
+        if self.shredded {
+            look.size = self.size;
+        } else if let Some(nuls) = self.nuls {
             match nuls.remain(file, look.size, self.live)? {
                 true => look.size = nuls.start,
                 false => self.nuls = None,
@@ -234,8 +239,13 @@ impl Open {
         let Bytes::Plain(file) = &self.bytes else { return Ok(is_end) };
         let (at, searched) = (self.at.offset, &mut self.no_data_before);
         let found = TrailingNuls::find(file, at, bytes, is_end, self.size, searched);
-        let grows = self.live && self.limit == u64::MAX;
-        if let Some(nuls) = found.filter(|nuls| grows || !nuls.written) {
+        let is_rest = |nuls: &TrailingNuls| {
+            // The end of an incomplete line, of which `--once` sends every byte.
+            self.limit < u64::MAX
+                && nuls.start > at
+                && bytes.get((nuls.start - at - 1) as usize) != Some(&b'\n')
+        };
+        if let Some(nuls) = found.filter(|nuls| !nuls.written || self.live && !is_rest(nuls)) {
             self.has_nuls = true;
             bytes.truncate((nuls.start - self.at.offset) as usize);
             // If it was truncated meanwhile, the next look sees it.
@@ -274,13 +284,30 @@ impl Open {
 
     /// Whether the bytes before the position are still those that were read.
     pub fn unchanged(&mut self) -> io::Result<bool> {
-        if let Bytes::Gz(_) = self.bytes {
+        if self.shredded || matches!(self.bytes, Bytes::Gz(_)) {
             return Ok(true);
         }
         if let (0, Bytes::Plain(file)) = (self.at.offset, &self.bytes) {
             return Ok(before(file, self.beginning.len() as u64)? == self.beginning);
         }
         Ok(self.read_before(self.at.offset)? == self.before)
+    }
+
+    /// The bytes before the position have changed, and the file has this size: whether that is the work of shred(1), which
+    /// logrotate calls for a file that it has compressed. It fills the file, and then whole blocks, with random bytes; lines
+    /// end in a newline and hardly have this size or control characters. A file that was read to its end counts as ending
+    /// there from now on.
+    pub fn is_shredded(&mut self, size: u64) -> io::Result<bool> {
+        let (Bytes::Plain(file), at) = (&self.bytes, self.at.offset) else { return Ok(false) };
+        let is_read = !self.live && 0 < at && self.proven <= at;
+        if is_read && [at, at.next_multiple_of(BLOCK)].contains(&size) {
+            let end = before(file, size)?;
+            if end.last() != Some(&b'\n') || end.iter().any(|b| *b < b'\t') {
+                (self.shredded, self.size, self.searched) = (true, at, at);
+                self.origin.progress.saw(at, self.changed);
+            }
+        }
+        Ok(self.shredded)
     }
 
     /// After a look: if the bytes before the position still match, the whole size belongs to this content.

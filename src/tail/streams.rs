@@ -137,6 +137,11 @@ impl Tail<'_> {
             Some(l) if open.at.offset > 0 && l.size >= open.at.offset && open.unchanged()? => Some(l.size),
             _ => None,
         };
+        if let (Some(l), None) = (&look, cut)
+            && open.is_shredded(l.size)?
+        {
+            return Ok(());
+        }
         let mut old = self.open.remove(i);
         self.known.store.done(old.origin.stream);
         self.in_memory.extend(old.take_waiting(&self.o.reading.rules));

@@ -14,6 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Whether a path that a pattern matches leads through a link to a file with a followed path of its own. Its rotated files are
+/// next to that one.
+fn leads_to_followed(sources: &[Watched], path: &Path) -> bool {
+    fs::canonicalize(path).is_ok_and(|file| file != path && sources.iter().any(|s| s.means(&file)))
+}
+
 impl Watch<'_> {
     /// Walks all patterns. Keeps the watches of the folders it visits and drops the others.
     pub(super) fn walk(&mut self, first: bool) {
@@ -38,6 +44,10 @@ impl Watch<'_> {
                 refused.into_iter().for_each(|(folder, why)| self.refuse(folder, &why));
                 let is_literal = pattern.literal().is_some();
                 for (path, m) in files.into_iter().filter(|(p, _)| !source.exclude.matches(p)) {
+                    let is_known = is_literal || self.slots.contains_key(&path);
+                    if !is_known && leads_to_followed(&sources[..=s], &path) {
+                        continue;
+                    }
                     match packing(&path) {
                         Packed::Plain => self.meet(source.poll, path, &m),
                         Packed::Gzip => self.meet_packed(source.poll, path, &m),

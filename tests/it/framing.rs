@@ -1,7 +1,7 @@
 //! What counts as a line, beyond `basics.rs`: very long ones, holes, multi-line records, filters, JSON, rates.
 
 use crate::harness::*;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
@@ -111,7 +111,7 @@ fn every_written_byte_is_delivered() {
 
 /// A logger that extends its file first, fills the space line by line, and cuts the file to its lines when it closes it (as
 /// Log4j's MemoryMappedFile appender does), and one that starts in such a file. The agent is killed in between. Fails when the
-/// space is passed over as a hole: the lines that are then written into it are lost.
+/// space is passed over as a hole: the lines that are then written into it are lost. Or when it counts as unsent.
 #[test]
 fn lines_are_written_into_preallocated_space() {
     const SPACE: u64 = 300_000;
@@ -143,6 +143,8 @@ fn lines_are_written_into_preallocated_space() {
                 pause(millis(1200)); // saved
                 earlier.extend(agent.lines());
                 agent.kill();
+                let status = status_json(&folder, &folder.path("state"));
+                assert_eq!(status["files"][0]["lag_bytes"], 0, "{start}, no agent runs");
                 agent = folder.agent_line(LIVE).start();
             }
         }
@@ -155,6 +157,23 @@ fn lines_are_written_into_preallocated_space() {
         assert_eq!(seen, expected, "{start}");
         let status = status_json(&folder, &folder.path("state"));
         assert_eq!(status["files"][0]["lag_bytes"], 0, "{start}");
+    }
+}
+
+/// A file that is written through mmap(2) in steps of a page, and read by `--once` in between. Fails when the NULs that follow
+/// the last line in its page are sent: they are written over, and all lines are sent again as those of a truncated file.
+#[test]
+fn once_leaves_the_space_in_the_page_of_the_last_line() {
+    let folder = Folder::new();
+    config(&folder, "");
+    let file = File::create(folder.path("f.log")).unwrap();
+    let mut size = 0;
+    for n in 0..4 {
+        let line = format!("line {n} {}", "x".repeat(1500));
+        file.write_all_at(format!("{line}\n").as_bytes(), size).unwrap();
+        size += line.len() as u64 + 1;
+        file.set_len(size.next_multiple_of(4096)).unwrap();
+        assert_eq!(folder.agent_line(ONCE).run().expect_code(0).lines(), [line.into_bytes()]);
     }
 }
 

@@ -141,3 +141,22 @@ fn written_to_after_it_was_compressed() {
     seen.extend(agent.lines());
     Delivered::of(seen).assert_exactly_once(&[&Lines::new("f", 0..700)]);
 }
+
+/// logrotate overwrites what it has compressed with random bytes, in whole blocks. Fails when those are sent as lines, or their
+/// truncation counts as a loss.
+#[test]
+fn shred() {
+    let folder = Folder::new();
+    let mut agent = folder.agent_line(LIVE).start();
+    for round in 0..3 {
+        let lines = Lines::new("f", round * 100..(round + 1) * 100);
+        folder.append("f.log", lines.bytes());
+        agent.wait_lines((round as usize + 1) * 100);
+        logrotate(&folder, " create 0600\n compress\n shred\n postrotate\n  sleep 0.5\n endscript");
+    }
+    folder.append("f.log", "last\n");
+    agent.wait_lines(301);
+    agent.stop().expect_code(0);
+    assert_eq!(agent.stdout(), [Lines::new("f", 0..300).bytes(), b"last\n".to_vec()].concat());
+    assert_eq!(status_json(&folder, &folder.path("state"))["totals"]["lost_bytes"].as_u64(), Some(0));
+}

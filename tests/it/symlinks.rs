@@ -189,3 +189,23 @@ fn a_link_that_moves_on_while_stopped() {
     delivered.assert_exactly_once(&[&Lines::new("f", 0..80)]);
     delivered.assert_ordered();
 }
+
+/// A pattern matches the logs and links to them, as `/var/log/**` does in Kubernetes. The log is rotated while no agent runs. Fails
+/// when the link is followed: what was rotated is not next to it, and its lines are missing, though not counted as lost.
+#[test]
+fn a_link_to_a_followed_file_is_left_to_that_file() {
+    for _ in 0..4 {
+        let folder = Folder::new();
+        folder.write("pods/a/0.log", Lines::new("f", 0..10).bytes());
+        folder.mkdir("containers");
+        symlink("../pods/a/0.log", folder.path("containers/a.log")).unwrap();
+        let once = format!("{LIVE} --once");
+        let run = || folder.agent_line(&once).arg("**/*.log").run().expect_code(0).lines();
+        let mut lines = run();
+        folder.append("pods/a/0.log", Lines::new("f", 10..20).bytes());
+        folder.rename("pods/a/0.log", "pods/a/0.log.20261201-000000");
+        folder.write("pods/a/0.log", Lines::new("f", 20..30).bytes());
+        lines.extend(run());
+        Delivered::of(lines).assert_exactly_once(&[&Lines::new("f", 0..30)]);
+    }
+}
