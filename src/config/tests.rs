@@ -317,7 +317,7 @@ fn one_mistake_each() {
         ("memory = 1", "4:1", "it belongs in [agent]"),
         ("nonsense = 1", "4:1", "known here: brokers, topic"),
         ("create_topics = \"yes\"", "4:17", "is a text, not true or false"),
-        ("batch = \"20MiB\"", "4:9", "`memory` of 8388608 bytes is too small for 1 topic:"),
+        ("batch = \"20MiB\"", "4:9", "in [agent], or a smaller batch"),
     ];
     for (line, at, said) in in_kafka {
         let config = LEAST.replace("topic = \"t\"", &format!("topic = \"t\"\n{line}"));
