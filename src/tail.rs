@@ -25,6 +25,7 @@
 mod assign;
 pub mod catchup;
 mod change;
+pub mod content;
 mod find;
 mod folder;
 pub mod follow;
@@ -32,8 +33,11 @@ pub mod framing;
 pub mod gz;
 pub mod identity;
 pub mod known;
+mod limits;
+mod look;
 mod nuls;
 pub mod open;
+mod options;
 mod outlive;
 mod own;
 pub mod reread;
@@ -48,6 +52,7 @@ mod trouble;
 mod unpacked;
 
 pub use change::TailChange;
+pub use options::{Followed, Hold, Start, TailOptions};
 pub use reserve::{look_again, reserve};
 pub use trouble::Unread;
 
@@ -56,115 +61,29 @@ use crate::handover::{Outlet, Stopped};
 use crate::lock::lock;
 use crate::own_events::TailWait;
 use crate::pace;
-use crate::packed::{Packed, packing};
-use crate::quota::{DeadLetterShare, Room};
-use crate::record::{Shape, StreamId, Topic};
+use crate::record::StreamId;
 use crate::report::Board;
 use crate::report::log_throttle::LogThrottle;
 use crate::stop::Stop;
 use crate::wake_slot::{WakeReasons, WakeSlot};
 use crossbeam_channel::{Receiver, Sender};
-use follow::{AtPath, Patience, Seen, Step, Until};
+use follow::{AtPath, Patience, Step, Until};
 use framing::Rest;
 use known::{Entry, Known};
-use log::{error, warn};
-use open::{Got, Open, Reading};
+use limits::ReadLimits;
+use log::warn;
+use open::{Got, Open};
 use own::Undecided;
 use shelf::{Absent, Shelved};
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fmt;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
-
-/// Where to start reading a file that already exists when its source is first seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Start {
-    Beginning,
-    End,
-    Offset(u64),
-}
-
-impl Start {
-    /// The offset in a file of this size.
-    fn offset(self, file: &File, size: u64) -> io::Result<u64> {
-        Ok(match self {
-            Start::Beginning => 0,
-            Start::End => nuls::end_of_lines(file, size)?,
-            Start::Offset(n) => n,
-        })
-    }
-}
-
-/// How much data of deleted files is kept open for unread lines.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Hold {
-    pub bytes: u64,
-    pub time: Duration,
-}
-
-/// One followed path with the settings of its source.
-#[derive(Clone, Debug)]
-pub struct TailOptions {
-    pub topic: Topic,
-    pub shape: Arc<Shape>,
-    pub path: PathBuf,
-    pub reading: Reading,
-    pub start: Start,
-    /// The path's pattern is new: `start` applies, and nothing was read under it before.
-    pub new_pattern: bool,
-    pub followed: Followed,
-    /// Files born after this time (see [`crate::record::Identity::born`]) are new, even if they were renamed before the
-    /// agent saw them. For a new pattern, this is when it was first seen; for a known one, when the state was last saved.
-    pub since: (i64, u32),
-    /// `Read` for `--once` or `follow = false`.
-    pub until: Until,
-    /// `--once`: give up a file that cannot be read for this long.
-    pub give_up: Option<Duration>,
-    /// Whether to follow a new file that appears at the path.
-    pub reopen: bool,
-    /// How often to look if events are unavailable or disabled.
-    pub poll: Duration,
-    /// Lines may wait this long for more of them.
-    pub linger: Duration,
-    pub rotate_grace: Duration,
-    /// See [`follow::Patience`].
-    pub line_after: Option<Duration>,
-    pub record_after: Option<Duration>,
-    pub deleted_hold: Hold,
-    /// Bytes per second.
-    pub rate: Option<u64>,
-}
-
-/// Which files are followed by a tail of their own.
-#[derive(Clone)]
-pub struct Followed {
-    pub means: Arc<dyn Fn(&Path) -> bool + Send + Sync>,
-    /// A pattern is followed, so files may appear under names that are not known yet.
-    pub by_pattern: bool,
-}
-
-impl Followed {
-    pub fn has(&self, path: &Path) -> bool {
-        (self.means)(path)
-    }
-}
-
-impl fmt::Debug for Followed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Followed").field("by_pattern", &self.by_pattern).finish_non_exhaustive()
-    }
-}
-
-impl Default for Followed {
-    fn default() -> Followed {
-        Followed { means: Arc::new(|_| false), by_pattern: false }
-    }
-}
+use trouble::ReadFailure;
 
 /// What wakes a tail.
 #[derive(Debug)]
@@ -277,12 +196,7 @@ struct Tail<'a> {
     begun: Option<Instant>,
     /// See [`Known::folder`].
     folder: Arc<Mutex<()>>,
-    error: Option<String>,
-    /// Throttles the read errors; while `error` is set, `logged` says whether it was logged.
-    failures: LogThrottle,
-    logged: bool,
-    /// Since when the path cannot be read.
-    failing: Option<Instant>,
+    failure: ReadFailure,
     cuts: LogThrottle,
     /// A rotation may have been in progress at the last look: look for siblings once more at this time.
     look_again: Option<Instant>,
@@ -294,10 +208,7 @@ struct Tail<'a> {
     asked: Option<(StreamId, u64)>,
     /// The file at the path belongs to a stream that another tail has yet to look for.
     expected_elsewhere: bool,
-    /// `rate`: read nothing before this time.
-    free_at: Instant,
-    /// The reason shown in the status.
-    stuck: Option<&'static str>,
+    limits: ReadLimits,
     /// Time of the current step.
     now: Instant,
     /// Of the last look at everything.
@@ -325,12 +236,6 @@ struct Tail<'a> {
     restarted: Option<StreamId>,
     /// Incomplete records read from truncated streams. They are sent unless a copy of the file has them.
     in_memory: Vec<Chunk>,
-    /// Space the last chunk would need in the dead-letter file; an estimate for the next one.
-    letters: u64,
-    /// Share of the lines under the current topic; `None` without a dead-letter file.
-    letter_share: Option<DeadLetterShare>,
-    /// Consecutive looks without room in the dead-letter file; capped at 8, which makes the interval one second.
-    looks: u32,
 }
 
 /// See [`Known::folder`]. Decisions still open when the agent stops are made at the next start.
@@ -342,18 +247,6 @@ fn decides<'f>(folder: &'f Mutex<()>, stop: &Stop) -> Result<MutexGuard<'f, ()>,
 /// Interval between checks whether another tail has looked.
 const AWAITED: Duration = Duration::from_millis(100);
 
-const LETTERS_FULL: &str =
-    "its rejected lines fill its share of dead-letter in the state folder: move that file away";
-/// How often to check whether a path's dead-letter share is still full.
-const QUOTA_AGAIN: Duration = Duration::from_secs(5);
-/// When a path's limit of unacknowledged bytes is reached: delay before the first check for room. At 2,000,000 lines/s the
-/// remaining bytes last another 10 ms. In an outage the interval grows.
-const ROOM_AGAIN: Duration = Duration::from_millis(4);
-
-fn letter_share(board: &Board, o: &TailOptions) -> Option<DeadLetterShare> {
-    board.quota.get().map(|quota| quota.share(&o.path, &o.topic))
-}
-
 impl<'a> Tail<'a> {
     fn new(
         first: TailChange,
@@ -363,7 +256,7 @@ impl<'a> Tail<'a> {
         stop: &'a Stop,
         now: Instant,
     ) -> Tail<'a> {
-        let letter_share = letter_share(board, &first.options);
+        let limits = ReadLimits::new(board, &first.options, now);
         let folder = known.folder(&first.options.path);
         Tail {
             o: first.options.paced(),
@@ -378,23 +271,19 @@ impl<'a> Tail<'a> {
             first: true,
             begun: None,
             folder,
-            error: None,
-            failures: LogThrottle::default(),
-            logged: false,
-            failing: None,
+            failure: ReadFailure::default(),
             cuts: LogThrottle::default(),
             look_again: None,
             path_again: None,
             undecided: None,
             asked: None,
             expected_elsewhere: false,
-            free_at: now,
+            limits,
             now,
             looked: now,
             looks_at: [SystemTime::now(); 2],
             copied_since: None,
             noticed: now,
-            stuck: None,
             history: None,
             absent: Vec::new(),
             moved: false,
@@ -403,9 +292,6 @@ impl<'a> Tail<'a> {
             shelf: VecDeque::new(),
             restarted: None,
             in_memory: Vec::new(),
-            letters: 0,
-            letter_share,
-            looks: 0,
         }
     }
 }
@@ -464,8 +350,8 @@ impl Tail<'_> {
     /// Nothing is going on but that lines are appended to the live file.
     fn is_steady(&self) -> bool {
         let pending =
-            self.first || self.undecided.is_some() || self.expected_elsewhere || self.error.is_some();
-        let due = self.look_again.or(self.path_again).is_some() || self.failing.is_some();
+            self.first || self.undecided.is_some() || self.expected_elsewhere || self.failure.error.is_some();
+        let due = self.look_again.or(self.path_again).is_some() || self.failure.since.is_some();
         let apart = !(self.absent.is_empty() && self.shelf.is_empty() && self.leaving.is_empty());
         let live = matches!(&self.open[..], [open] if open.live && !open.rest());
         live && !pending && !due && !apart && self.in_memory.is_empty() && self.o.until == Until::Stopped
@@ -474,10 +360,7 @@ impl Tail<'_> {
     /// Reads the next chunk of a file, unless that must wait; then says how long.
     fn read_if_allowed(&mut self, i: usize, now: Instant) -> Result<Option<Duration>, Halt> {
         self.turn = self.turn.wrapping_add(1);
-        let wait = match self.letters_wait(now) {
-            None => self.rate_wait(now),
-            wait => wait,
-        };
+        let wait = self.limits.wait(self.board, &self.o, now);
         match wait {
             Some(_) => self.open[i].prove()?,
             None => self.read(i, Rest::Waits)?,
@@ -585,111 +468,8 @@ impl Tail<'_> {
         Ok(self.until_decided(self.until_saved(step)))
     }
 
-    fn between_looks(&self, hints: bool) -> Duration {
-        // There are no events for a rotated file that was found by its name, nor for what is written through mmap(2).
-        let without_events = self.open.iter().any(|o| o.found_by_name && o.links > 0 || o.nuls.is_some());
-        let usual = match hints && !without_events {
-            false => self.o.poll,
-            true if self.is_steady() => IDLE,
-            true => UNHURRIED,
-        };
-        let sooner = [self.look_again, self.path_again, self.absent_until()].into_iter().flatten().min();
-        sooner.map_or(usual, |at| usual.min(at.saturating_duration_since(self.now)))
-    }
-
-    /// What is at the path, compared with the open files.
-    fn look_at_path(&mut self) -> Result<AtPath, Halt> {
-        if self.o.until == Until::Read && self.undecided.is_none() && !self.expected_elsewhere {
-            return Ok(AtPath::Unknown); // only what existed at the first look is read
-        }
-        if packing(&self.o.path) != Packed::Plain {
-            return Ok(AtPath::Nothing); // it is read once
-        }
-        let live = self.open.iter().find(|o| o.live);
-        let look = match identity::look_at(&self.o.path) {
-            Ok(Some(look)) => look,
-            Ok(None) => return Ok(AtPath::Nothing),
-            // A transient error, or a folder that cannot be searched now: keep following the open file.
-            Err(_) if live.is_some() => return Ok(AtPath::Unknown),
-            Err(e) => return Err(e.into()),
-        };
-        if live.is_some_and(|l| l.identity == look.identity) {
-            return Ok(AtPath::Live);
-        }
-        if live.is_some_and(|l| l.identity.ino == look.identity.ino) && self.follow_copy_up(&look)? {
-            return Ok(AtPath::Live);
-        }
-        if !self.o.reopen && !self.open.is_empty() {
-            return Ok(AtPath::Unknown);
-        }
-        let read_elsewhere = self.open.iter().any(|o| o.identity == look.identity)
-            || self.known.is_read_elsewhere(&look.identity, &self.o.path);
-        if read_elsewhere {
-            self.undecided = None;
-            // The other tail may still be looking for the stream, and find it elsewhere.
-            self.expected_elsewhere &= !self.known.is_being_read(&look.identity, &self.o.path);
-            self.known.unassigned(&self.o.path, false);
-        }
-        Ok(match (read_elsewhere, self.open.iter().any(|o| o.live)) {
-            (false, _) => AtPath::Another,
-            (true, true) => AtPath::Nothing,
-            (true, false) => AtPath::Unknown,
-        })
-    }
-
-    fn look_at_open(&mut self, now: Instant) -> Result<Vec<Seen>, Halt> {
-        let mut seen = Vec::with_capacity(self.open.len());
-        let mut held = 0;
-        let before = self.looks_at[1];
-        self.looks_at = [before, SystemTime::now()];
-        for open in &mut self.open {
-            let mut truncated = false;
-            if let Some(look) = open.look()? {
-                let touched = look.modified != open.modified;
-                truncated =
-                    look.size < open.size || touched && look.size == open.searched && !open.unchanged()?;
-                let was_empty = touched && look.size == 0;
-                if open.live && (truncated || was_empty) && self.o.until == Until::Stopped {
-                    self.copied_since.get_or_insert(before);
-                }
-                // If not handled now, the change must show up again at the next look.
-                if !truncated {
-                    open.saw(&look, now);
-                }
-            }
-            let deleted = open.links == 0;
-            if deleted {
-                held += open.backlog();
-            }
-            let quiet = now.duration_since(open.changed);
-            let progress = &open.origin.progress;
-            if deleted
-                && !progress.is_done()
-                && let Some(slot) = self.known.slot(&self.o.path)
-            {
-                progress.awaited_by(slot);
-            }
-            seen.push(Seen {
-                live: open.live,
-                unread: open.unread(),
-                owed: open.unread() && open.searched < open.owed,
-                rest: open.rest(),
-                rest_has_lines: open.rest_has_lines(),
-                rest_owed: open.rest_owed(),
-                truncated,
-                deleted,
-                acked: progress.is_done(),
-                quiet,
-                too_much: deleted
-                    && open.backlog() > 0
-                    && (held > self.o.deleted_hold.bytes || quiet > self.o.deleted_hold.time),
-            });
-        }
-        Ok(seen)
-    }
-
     fn read(&mut self, i: usize, rest: Rest) -> Result<(), Halt> {
-        self.stuck(None);
+        self.limits.begin(self.board, &self.o);
         let got = self.open[i].read(&self.o.reading, rest, &self.outdated)?;
         let open = &self.open[i];
         open.origin.progress.searched.store(open.searched, Relaxed);
@@ -711,9 +491,6 @@ impl Tail<'_> {
             }
             Got::Chunk(mut chunk, counts) => {
                 chunk.noticed = self.noticed;
-                if let Some(share) = &self.letter_share {
-                    self.letters = chunk.reserve_letters(share);
-                }
                 let t = &self.board.totals;
                 t.read_lines.fetch_add(chunk.lines.len() as u64, Relaxed);
                 if counts.cut_lines > 0 {
@@ -726,7 +503,7 @@ impl Tail<'_> {
                         );
                     }
                 }
-                self.spend(chunk.bytes.len());
+                self.limits.spend(&mut chunk, &self.o, self.now);
                 self.known.progress(chunk.origin.stream, chunk.end, &self.open[i].head);
                 self.send(chunk)
             }
@@ -737,56 +514,5 @@ impl Tail<'_> {
     fn send(&self, chunk: Chunk) -> Result<(), Halt> {
         self.board.report_hung_write(self.now);
         Ok(self.out.send(chunk, self.stop, &|| self.board.report_hung_write(Instant::now()))?)
-    }
-
-    /// How long to wait for room in the dead-letter file, in case a line of this path is refused.
-    fn letters_wait(&mut self, now: Instant) -> Option<Duration> {
-        let (quota, share) = (self.board.quota.get()?, self.letter_share.as_ref()?);
-        match quota.room(share, self.letters, now) {
-            Room::Enough => {
-                self.looks = 0;
-                None
-            }
-            Room::Later => {
-                let wait = ROOM_AGAIN * (1 << self.looks);
-                self.looks = (self.looks + 1).min(8);
-                Some(wait)
-            }
-            Room::Full => {
-                if self.stuck != Some(LETTERS_FULL) {
-                    error!(
-                        "{}: its rejected lines fill its share of {}: reading is paused until that file is moved away",
-                        self.o.path.display(),
-                        quota.file.display()
-                    );
-                }
-                self.stuck(Some(LETTERS_FULL));
-                Some(QUOTA_AGAIN)
-            }
-        }
-    }
-
-    /// How long to wait for the rate limit.
-    fn rate_wait(&mut self, now: Instant) -> Option<Duration> {
-        self.o.rate?;
-        let wait = Some(self.free_at.saturating_duration_since(now)).filter(|w| !w.is_zero())?;
-        self.stuck(Some("the rate limit"));
-        Some(wait)
-    }
-
-    /// Shows why reading is paused, whenever the reason changes.
-    fn stuck(&mut self, why: Option<&'static str>) {
-        if std::mem::replace(&mut self.stuck, why) != why
-            && let Some(file) = self.board.files().get_mut(&self.o.path)
-        {
-            file.stuck = why.map(str::to_owned);
-        }
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        if let Some(rate) = self.o.rate {
-            let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-            self.free_at = self.free_at.max(self.now) + cost;
-        }
     }
 }

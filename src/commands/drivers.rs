@@ -5,6 +5,7 @@ use crate::heartbeat::Heartbeat;
 use crate::kafka::{self as modern, auto, net, net::probe};
 use crate::kafka_crate as classic;
 use crate::producer::driver::Drive;
+use crate::producer::worker::Worker;
 use crate::stdout;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 pub fn drive(config: &Config) -> Drive {
     match &config.output {
         // The reader of the pipe may stall forever, which a restart would not fix.
-        Output::Stdout => Drive::worker(None, |orders, events, _| stdout::run(orders, events)),
+        Output::Stdout => Worker::drive(None, |orders, events, _| stdout::run(orders, events)),
         Output::Kafka(kafka) => of_kafka(kafka, &config.needs_modern(), config.agent.delivery),
     }
 }
@@ -25,7 +26,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
     match kafka.driver {
         DriverChoice::Classic => {
             let options = classic_options(kafka, classic::OnIncompatible::Wait);
-            Drive::worker(Some(Heartbeat::SLOW), move |orders, events, board| {
+            Worker::drive(Some(Heartbeat::SLOW), move |orders, events, board| {
                 *board.driver() = "classic: the config asks for it".into();
                 classic::run(&options, orders, events, board)
             })
@@ -40,7 +41,7 @@ pub fn of_kafka(kafka: &Kafka, needs_modern: &[&str], delivery: Delivery) -> Dri
                 let options = classic_options(kafka, incompatible);
                 let run =
                     move |orders: &_, events: &_, board: &_| classic::run(&options, orders, events, board);
-                Drive::worker(Some(Heartbeat::SLOW), run)
+                Worker::drive(Some(Heartbeat::SLOW), run)
             };
             let options = auto::AutoOptions {
                 brokers: addresses(kafka),

@@ -2,7 +2,7 @@
 //! is stale.
 
 use super::keys::TABLES;
-use super::table::{KeySpec, Reload, ShownValue, TableSpec};
+use super::spec::{KeySpec, Reload, ShownValue, TableSpec};
 use super::tests::good;
 use super::*;
 use std::fmt::Write as _;

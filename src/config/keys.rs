@@ -1,13 +1,16 @@
 //! Every key of the config, described once. The parser, its suggestions, the example `systemd/logagent.toml`, the
-//! page `systemd/logagent.toml.5` and the reload rules are derived from these tables.
+//! page `systemd/logagent.toml.5` and the reload rules are derived from these tables. Those within them are in
+//! [`super::subtables`] and [`super::sasl`].
 
-use super::sasl::{extensions, sasl, token_url};
+use super::sasl::{KafkaSasl, sasl};
+use super::spec::*;
+use super::subtables::*;
 use super::table::*;
 use super::units::BrokerAddress;
 use super::values::*;
 use super::{
     Acks, Boot, Codec, Damaged, Delivery, DriverChoice, Format, Hold, JournalFormat, Key as RecordKey,
-    Mechanism, Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync, TokenUrl,
+    Multiline, Partitioner, Priority, ProxyUrl, Sasl, Start, Sync,
 };
 use crate::producer::spending::DataBudget;
 use crate::record::LineRegex;
@@ -124,78 +127,6 @@ table! {
 }
 
 table! {
-    pub struct KeyTable "`key`" {
-        constant: Option<String> = text("text"), Example("\"x\""), AtOnce, "The same key for every record.";
-        regex: Option<LineRegex> = pattern("regular expression"), Example("'id=(\\d+)'"), AtOnce,
-            "The first group of the match, or the whole match if there is no group.";
-        field: Option<Vec<String>> = json_path("text"), Example("\"user.id\""), AtOnce,
-            "A field of a line that is a JSON object; dots separate nested names.";
-    }
-}
-
-table! {
-    pub struct PartitionTable "`partition`" {
-        fixed: i32 = partition_number("number"), Required("0"), AtOnce, "Always this partition.";
-    }
-}
-
-table! {
-    pub struct KafkaTls "[kafka.tls]" optional:
-        "This table, even empty, turns TLS on. Files are PEM, and are read again at each connect." {
-        ca: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/kafka-ca.pem\""), Reconnects,
-            "The CA that signed the brokers' certificates; by default the system's roots.";
-        cert: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/logagent.pem\""), Reconnects,
-            "The agent's own certificate, for brokers that require one.",
-            "Needs its key. Certificates of CAs between it and `ca` come after it.";
-        key: Option<PathBuf> = path("path"), Example("\"/run/credentials/logagent.service/kafka-key\""), Reconnects,
-            "", "The private key that goes with cert: EC P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits, not encrypted.";
-        server_name: Option<String> = text("text"), Example("\"kafka.example\""), Reconnects,
-            "The name in the brokers' certificates, if it differs from the one in `brokers`. It applies to all brokers.",
-            "It replaces each broker's own name both in the certificate check and in SNI. Do not set it for a service that \
-             routes by SNI behind one address, as Confluent Cloud and most ingress controllers do: every connection \
-             would reach the same broker.";
-    }
-}
-
-table! {
-    pub struct KafkaSasl "[kafka.sasl]" optional:
-        "\"PLAIN\" (over TLS), \"SCRAM-SHA-256\" and \"SCRAM-SHA-512\" with username and password_file; \"OAUTHBEARER\" (over \
-         TLS) with token_file or token_url instead. Each secret has a file of its own: see LoadCredential= in the unit." {
-        mechanism: Mechanism = word(words::<Mechanism>()), Required("\"SCRAM-SHA-512\""), Reconnects, "";
-        username: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
-            "Required by PLAIN and SCRAM.";
-        password_file: Option<PathBuf> = path("path"),
-            Example("\"/run/credentials/logagent.service/kafka-password\""), Reconnects, "",
-            "Required by PLAIN and SCRAM. Read at each connect.";
-        plain_without_tls: bool = flag("true or false"), Default("false"), Reconnects,
-            "PLAIN to other machines without [kafka.tls]: anyone on the network path can read the password.",
-            "Without this, PLAIN needs TLS, except to a loopback address or localhost.";
-        token_file: Option<PathBuf> = path("path"), Example("\"/run/secrets/kafka-token\""), Reconnects,
-            "For OAUTHBEARER: a file with a token (JWT or opaque) that another program renews. Read at each connect.",
-            "A JWT that expires within 30 s is not used: the file is read again until it contains a newer one.";
-        token_url: Option<TokenUrl> = token_url("URL"), Example("\"https://login.example/oauth2/token\""), Reconnects,
-            "Or the token endpoint, used with client_id, client_secret_file and scope (client credentials, RFC 6749 4.4).",
-            "One token is used for all brokers, for 80 % of its lifetime; lines wait while none can be fetched. \
-             Reached through `proxy`, if that is set.";
-        client_id: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
-            "Required by token_url.";
-        client_secret_file: Option<PathBuf> = path("path"),
-            Example("\"/run/credentials/logagent.service/client-secret\""), Reconnects, "",
-            "Required by token_url. Read for each token request.";
-        scope: Option<String> = text("text"), Example("\"kafka\""), Reconnects, "",
-            "The scope to request; separate several with spaces.";
-        token_ca: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/login-ca.pem\""), Reconnects, "",
-            "The CA that signed the certificate of token_url, PEM; by default the system's roots.";
-        token_url_without_tls: bool = flag("true or false"), Default("false"), Reconnects, "",
-            "Allow http:// to other machines: anyone on the network path can read the client's secret and the token. Without \
-             this, http:// works only with a loopback address or localhost, and without a proxy.";
-        extensions: Vec<(String, String)> = extensions("table of texts"),
-            Instance("{}", "{ logicalCluster = \"lkc-1\", identityPoolId = \"pool-1\" }"), Reconnects,
-            "SASL extensions, which some services require.";
-    }
-}
-
-table! {
     pub struct Metrics "[metrics]" optional:
         "Metrics for the textfile collector of Prometheus' node_exporter." {
         textfile: Option<PathBuf> = path("path"), Example("\"/var/lib/node_exporter/logagent.prom\""), AtOnce, "";
@@ -300,24 +231,5 @@ table! {
         headers: Vec<(String, String)> = texts("table of texts"),
             Instance("{}", "{ source = \"journal@${host}\" }"), Restart,
             "Kafka record headers; modern driver only.", "${host} is filled in.";
-    }
-}
-
-table! {
-    for Hold "`deleted_hold`" {
-        bytes: u64 = size("size"), Default("\"1GiB\""), AtOnce, "Unread bytes of all deleted files of one path. What was read is delivered in any case.";
-        time: Duration = duration("duration"), Default("\"7d\""), AtOnce, "Since the file last changed.";
-    }
-}
-
-table! {
-    pub struct MultilineTable "`multiline`" {
-        start: Option<LineRegex> = pattern("regular expression"), Example("'^\\d{4}-'"), AtOnce,
-            "Matches the first line of each record.";
-        continues as "continue": Option<LineRegex> = pattern("regular expression"), Example("'^\\s'"), AtOnce,
-            "Instead of start: matches every line of a record but the first.";
-        timeout: Duration = wait("duration"), Default("\"2s\""), AtOnce,
-            "A record is sent after this long without another line.";
-        max_lines: usize = lines("number"), Default("500"), AtOnce, "A record ends after this many lines.";
     }
 }

@@ -2,7 +2,7 @@
 
 use super::MemoryPlan;
 use super::placeholder::WrongPlaceholder;
-use super::table::KeySpec;
+use super::spec::KeySpec;
 use super::units::{BrokerAddress, Invalid};
 use std::fmt::{self, Display};
 

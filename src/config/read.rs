@@ -66,8 +66,13 @@ pub fn read(
     let parsed = files.iter().zip(&texts).map(|((path, bytes), text)| parse(path, bytes, text, problems));
     let docs: Vec<(usize, DeTable<'_>)> = parsed.collect();
     let top = TextPosition { doc: docs.first().map_or(0, |(doc, _)| *doc), at: 0 };
-    let mut walk =
-        Walk { given, env: around.env, host: around.hostname.clone(), ..Walk::new(top.doc, problems) };
+    let mut walk = Walk {
+        given,
+        env: around.env,
+        elsewhere,
+        host: around.hostname.clone(),
+        ..Walk::new(top.doc, problems)
+    };
     let mut written = all_files(&mut walk, top, &docs);
     written.read_from = problems.files().map(Path::to_owned).collect();
     Ok(written)
@@ -162,7 +167,7 @@ fn spoilt_within(value: &Value<'_>, error: &Range<usize>) -> Option<Range<usize>
 fn all_files(walk: &mut Walk<'_>, top: TextPosition, docs: &[(usize, DeTable<'_>)]) -> Written {
     for (doc, root) in docs {
         walk.doc = *doc;
-        walk.unknown(root, &["agent", "kafka", "metrics", "files", "journal"], "the file", elsewhere);
+        walk.unknown(root, &["agent", "kafka", "metrics", "files", "journal"], "the file");
     }
     let mut agent: Agent = of_its_own(walk, top, docs, "agent");
     match walk.problems.has((Agent::TABLE.name, 0), "hostname") {

@@ -1,15 +1,54 @@
-//! Reads [kafka.sasl] and checks which of its keys go together.
+//! [kafka.sasl]: its keys, and which of them go together.
 
-use super::keys::KafkaSasl;
 use super::mistake::{Conflict, Mistake};
-use super::table::{Described, Value, Walk};
+use super::spec::*;
+use super::table::*;
 use super::units::{self, Invalid};
-use super::values::{nested, parsed, texts};
+use super::values::*;
 use super::{Mechanism, Sasl};
 use crate::kafka::net::oauth::url::{self, TokenUrl};
 use crate::kafka::net::oauth::{OauthOptions, TokenEndpoint, TokenSource};
 use crate::kafka::net::sasl::PasswordLogin;
 use crate::kafka::net::scram::Hash;
+use std::path::PathBuf;
+
+table! {
+    pub struct KafkaSasl "[kafka.sasl]" optional:
+        "\"PLAIN\" (over TLS), \"SCRAM-SHA-256\" and \"SCRAM-SHA-512\" with username and password_file; \"OAUTHBEARER\" (over \
+         TLS) with token_file or token_url instead. Each secret has a file of its own: see LoadCredential= in the unit." {
+        mechanism: Mechanism = word(words::<Mechanism>()), Required("\"SCRAM-SHA-512\""), Reconnects, "";
+        username: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
+            "Required by PLAIN and SCRAM.";
+        password_file: Option<PathBuf> = path("path"),
+            Example("\"/run/credentials/logagent.service/kafka-password\""), Reconnects, "",
+            "Required by PLAIN and SCRAM. Read at each connect.";
+        plain_without_tls: bool = flag("true or false"), Default("false"), Reconnects,
+            "PLAIN to other machines without [kafka.tls]: anyone on the network path can read the password.",
+            "Without this, PLAIN needs TLS, except to a loopback address or localhost.";
+        token_file: Option<PathBuf> = path("path"), Example("\"/run/secrets/kafka-token\""), Reconnects,
+            "For OAUTHBEARER: a file with a token (JWT or opaque) that another program renews. Read at each connect.",
+            "A JWT that expires within 30 s is not used: the file is read again until it contains a newer one.";
+        token_url: Option<TokenUrl> = token_url("URL"), Example("\"https://login.example/oauth2/token\""), Reconnects,
+            "Or the token endpoint, used with client_id, client_secret_file and scope (client credentials, RFC 6749 4.4).",
+            "One token is used for all brokers, for 80 % of its lifetime; lines wait while none can be fetched. \
+             Reached through `proxy`, if that is set.";
+        client_id: Option<String> = text("text"), Example("\"logagent\""), Reconnects, "",
+            "Required by token_url.";
+        client_secret_file: Option<PathBuf> = path("path"),
+            Example("\"/run/credentials/logagent.service/client-secret\""), Reconnects, "",
+            "Required by token_url. Read for each token request.";
+        scope: Option<String> = text("text"), Example("\"kafka\""), Reconnects, "",
+            "The scope to request; separate several with spaces.";
+        token_ca: Option<PathBuf> = path("path"), Example("\"/etc/ssl/certs/login-ca.pem\""), Reconnects, "",
+            "The CA that signed the certificate of token_url, PEM; by default the system's roots.";
+        token_url_without_tls: bool = flag("true or false"), Default("false"), Reconnects, "",
+            "Allow http:// to other machines: anyone on the network path can read the client's secret and the token. Without \
+             this, http:// works only with a loopback address or localhost, and without a proxy.";
+        extensions: Vec<(String, String)> = extensions("table of texts"),
+            Instance("{}", "{ logicalCluster = \"lkc-1\", identityPoolId = \"pool-1\" }"), Reconnects,
+            "SASL extensions, which some services require.";
+    }
+}
 
 /// The keys of [kafka.sasl] that go with OAUTHBEARER.
 pub const OF_TOKENS: [&[&str]; 3] = [&OF_FILES, &OF_ENDPOINTS, &["extensions"]];

@@ -2,7 +2,8 @@
 
 use super::keys::{Source, TABLES};
 use super::problem::Problems;
-use super::table::{Described, ShownValue, TableSpec};
+use super::spec::{ShownValue, TableSpec};
+use super::table::Described;
 use std::fmt::Write as _;
 
 /// As TOML. Keys that have no default and are not written are left out, and so are defaults that depend on other keys.

@@ -1,9 +1,10 @@
-//! The description of a config table and its keys, the macro that declares one, and the parser driven by it. The
-//! tables themselves are in [`super::keys`].
+//! The macro that declares a config table and its keys, and the parser driven by such a description. The tables
+//! themselves are in [`super::keys`].
 
 use super::mistake::{Hint, Mistake};
 use super::placeholder;
 use super::problem::{Problems, TextPosition};
+use super::spec::{KeySpec, ShownValue, TableSpec};
 use super::words::nearest;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,92 +15,6 @@ pub type Value<'t> = Spanned<DeValue<'t>>;
 
 /// Reads the value of a key; `None` after reporting an invalid one.
 pub type ReadValue<T> = fn(&mut Walk<'_>, &str, &Value<'_>) -> Option<T>;
-
-/// A table of the config, or an inline table that is a key's value.
-#[derive(Debug)]
-pub struct TableSpec {
-    /// The displayed name: `[kafka]`; for an inline table, its key's name.
-    pub name: &'static str,
-    pub keys: &'static [KeySpec],
-    #[cfg(test)]
-    pub docs: TableDocs,
-}
-
-/// The description of a key, except how its value is read, which the macro knows.
-#[derive(Debug)]
-pub struct KeySpec {
-    pub name: &'static str,
-    /// TOML.
-    pub value: &'static str,
-    pub shown: ShownValue,
-    pub reload: Reload,
-    #[cfg(test)]
-    pub docs: KeyDocs,
-}
-
-/// The meaning of [`KeySpec::value`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ShownValue {
-    /// The default.
-    Default,
-    /// The default; its note is a more informative example.
-    Instance,
-    /// The default depends on something named in its note and computed by [`super::resolve`]; the value is a
-    /// placeholder until then.
-    Computed,
-    /// An example; there is no default.
-    Example,
-    /// Like `Example`, but set in the example config.
-    Sample,
-    /// An example, used as a placeholder for a missing value until that is reported.
-    Required,
-    /// The name of an optional table.
-    Table,
-}
-
-/// How a running agent applies a changed value on SIGHUP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reload {
-    AtOnce,
-    /// Takes effect immediately, with new connections.
-    Reconnects,
-    /// Takes effect only after a restart.
-    Restart,
-    /// `AtOnce`; with exactly-once `Restart`, because saved sequence numbers depend on it.
-    AtOnceOrRestart,
-    /// `Reconnects`; with exactly-once `Restart`.
-    ReconnectsOrRestart,
-    /// Part of its `[[files]]` table.
-    OfFiles,
-}
-
-#[cfg(test)]
-#[derive(Debug)]
-pub struct TableDocs {
-    /// Commented out in the example.
-    pub optional: bool,
-    pub text: &'static str,
-}
-
-#[cfg(test)]
-#[derive(Debug)]
-pub struct KeyDocs {
-    pub kind: fn() -> String,
-    pub note: &'static str,
-    /// For the example config and the manual page.
-    pub text: &'static str,
-    /// For the manual page only.
-    pub more: &'static str,
-    /// The keys inside the value.
-    pub inner: Option<&'static TableSpec>,
-}
-
-impl TableSpec {
-    pub fn key(&self, name: &str) -> &'static KeySpec {
-        let found = self.keys.iter().find(|k| k.name == name);
-        found.unwrap_or_else(|| unreachable!("{name} is not a key of {}", self.name))
-    }
-}
 
 /// Implemented by [`table!`].
 pub trait Described: Sized {
@@ -209,6 +124,8 @@ pub struct Walk<'p> {
     /// The value of `${host}`.
     pub host: String,
     pub env: Environment,
+    /// The table in which a misplaced key belongs.
+    pub elsewhere: fn(&str) -> Option<&'static str>,
 }
 
 /// A variable of the environment.
@@ -216,7 +133,7 @@ pub type Environment = fn(&str) -> Option<String>;
 
 impl<'p> Walk<'p> {
     pub fn new(doc: usize, problems: &'p mut Problems) -> Self {
-        Walk { doc, problems, given: &[], source: 0, host: String::new(), env: |_| None }
+        Walk { doc, problems, given: &[], source: 0, host: String::new(), env: |_| None, elsewhere: |_| None }
     }
 
     pub fn place(&self, at: usize) -> TextPosition {
@@ -287,17 +204,11 @@ impl<'p> Walk<'p> {
         read
     }
 
-    /// Reports each key not in `known`; `elsewhere` says in which table it belongs.
-    pub fn unknown(
-        &mut self,
-        found: &DeTable<'_>,
-        known: &[&'static str],
-        table: &'static str,
-        elsewhere: impl Fn(&str) -> Option<&'static str>,
-    ) {
+    /// Reports each key not in `known`.
+    pub fn unknown(&mut self, found: &DeTable<'_>, known: &[&'static str], table: &'static str) {
         for (key, _) in found.iter().filter(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
             let name = key.get_ref().as_ref();
-            let hint = match (nearest(name, known), elsewhere(name)) {
+            let hint = match (nearest(name, known), (self.elsewhere)(name)) {
                 (Some(near), _) => Hint::Nearest(near),
                 (None, Some(other)) => Hint::Elsewhere(other),
                 (None, None) => Hint::Known(known.to_vec()),
@@ -363,7 +274,7 @@ impl<'t> Section<'_, '_, 't> {
         let known: Vec<&str> = self.table.keys.iter().map(|k| k.name).collect();
         for (doc, values) in &self.values {
             let outer = std::mem::replace(&mut self.walk.doc, *doc);
-            self.walk.unknown(values, &known, self.table.name, super::keys::elsewhere);
+            self.walk.unknown(values, &known, self.table.name);
             self.walk.doc = outer;
         }
         for key in self.table.keys {

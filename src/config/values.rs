@@ -1,11 +1,10 @@
 //! Readers for the values of keys. A reader reports an invalid value at its position and returns `None`.
 
-use super::keys::{KafkaTls, KeyTable, MultilineTable, PartitionTable};
 use super::mistake::{Conflict, Mistake, WrongValue};
 use super::table::{Described, ReadValue, Value, Walk};
 use super::units::{self, Invalid};
 use super::words::{Named, names, nearest};
-use super::{Acks, Joint, Key, Multiline, Partitioner, Priority, ProxyUrl, Start, Sync};
+use super::{Acks, Priority, ProxyUrl, Start, Sync};
 use crate::producer::spending::DataBudget;
 use crate::record::LineRegex;
 use crate::watch::pattern::{Exclude, Pattern};
@@ -13,10 +12,6 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
-
-/// The possible sources of a record's key.
-const RECORD_KEYS: &str =
-    "\"path\", \"host\", { constant = \"x\" }, { regex = 'id=(\\d+)' } or { field = \"user.id\" }";
 
 /// The names of all values, for the manual page.
 #[cfg(test)]
@@ -55,12 +50,12 @@ pub fn flag(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<bool> {
 }
 
 /// `None`: not an integer. `Err`: one that does not fit.
-fn integer(v: &Value<'_>) -> Option<Result<u64, ()>> {
+pub fn integer(v: &Value<'_>) -> Option<Result<u64, ()>> {
     let n = v.get_ref().as_integer()?;
     Some(u64::from_str_radix(n.as_str(), n.radix()).map_err(|_| ()))
 }
 
-fn number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, (from, to): (u64, u64)) -> Option<u64> {
+pub fn number(walk: &mut Walk<'_>, key: &str, v: &Value<'_>, (from, to): (u64, u64)) -> Option<u64> {
     let Some(found) = integer(v) else {
         return walk.mismatch(key, v, "a whole number", &from.to_string());
     };
@@ -277,18 +272,6 @@ pub fn nested<T: Described>(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Op
     walk.table(v).or_else(|| walk.mismatch(key, v, "a table", "{ … }"))
 }
 
-pub fn tls(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<KafkaTls> {
-    let tls: KafkaTls = nested(walk, key, v)?;
-    let id = (KafkaTls::TABLE.name, walk.source);
-    if !walk.problems.has(id, "key") {
-        walk.problems.add_at(id, "cert", Conflict::CertWithoutKey);
-    }
-    if !walk.problems.has(id, "cert") {
-        walk.problems.add_at(id, "key", Conflict::KeyWithoutCert);
-    }
-    Some(tls)
-}
-
 /// A URL. One with a password in it is not shown, since problems are logged.
 pub fn proxy(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<ProxyUrl> {
     if v.get_ref().as_str().is_some_and(units::has_password) {
@@ -316,29 +299,6 @@ pub fn acks(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Acks> {
     }
 }
 
-pub fn record_key(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Key> {
-    match v.get_ref().as_str() {
-        Some("path") => return Some(Key::Path),
-        Some("host") => return Some(Key::Constant(walk.host.clone().into_bytes())),
-        Some(other) => {
-            let value = format!("{other:?}");
-            return walk.refuse(v, Mistake::Choice(key.into(), value, RECORD_KEYS));
-        }
-        None => {}
-    }
-    if !v.get_ref().is_table() {
-        return walk.mismatch(key, v, "a record's key", RECORD_KEYS);
-    }
-    let found: KeyTable = nested(walk, key, v)?;
-    let id = (KeyTable::TABLE.name, walk.source);
-    let sources = ["constant", "regex", "field"].iter().filter(|k| walk.problems.has(id, k)).count();
-    if sources != 1 {
-        return walk.refuse(v, Mistake::KeySources(RECORD_KEYS));
-    }
-    let constant = found.constant.map(|c| Key::Constant(c.into_bytes()));
-    constant.or(found.regex.map(Key::Regex)).or(found.field.map(Key::Field))
-}
-
 pub fn json_path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<String>> {
     parsed(walk, key, v, ("a path to a JSON field", "\"user.id\""), |s| {
         let parts: Vec<String> = s.split('.').map(str::to_owned).collect();
@@ -348,17 +308,6 @@ pub fn json_path(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Vec<St
             Ok(parts)
         }
     })
-}
-
-pub fn partition(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Partitioner> {
-    if let Some(PartitionTable { fixed }) = walk.table(v) {
-        return Some(Partitioner::Fixed(fixed));
-    }
-    let meant = integer(v).map(|n| n.unwrap_or_default());
-    match meant.or((v.get_ref().as_str() == Some("fixed")).then_some(0)) {
-        Some(n) => walk.mismatch(key, v, "a table", &format!("{{ fixed = {n} }}")),
-        None => word(walk, key, v),
-    }
 }
 
 pub fn start(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Start> {
@@ -373,15 +322,4 @@ pub fn poll(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<Option<Dura
         Some(on) => Some(on.then_some(Duration::from_secs(1))),
         None => wait(walk, key, v).map(Some),
     }
-}
-
-/// With the time to wait for another line.
-pub fn multiline(walk: &mut Walk<'_>, key: &str, v: &Value<'_>) -> Option<(Multiline, Duration)> {
-    let found: MultilineTable = nested(walk, key, v)?;
-    let id = (MultilineTable::TABLE.name, walk.source);
-    if walk.problems.has(id, "start") == walk.problems.has(id, "continue") {
-        return walk.refuse(v, Mistake::MultilineSources);
-    }
-    let joint = found.start.map(Joint::Start).or(found.continues.map(Joint::Continue))?;
-    Some((Multiline { joint, max_lines: found.max_lines }, found.timeout))
 }

@@ -10,8 +10,8 @@
 //! intact afterwards, which [`JournalFile::refresh`] checks.
 
 use super::decompress::{COMPRESSED, Decompressed};
-use super::header::{Id128, JournalHeader, ReadError};
-use super::pages::{Pages, REPEATED_MAX, id_at, u32_at, u64_at};
+use super::header::{Id128, JournalHeader, ReadError, id_at, u32_at, u64_at};
+use super::pages::{Pages, REPEATED_MAX};
 use crate::record::{Mark, fnv1a};
 use std::fs::File;
 use std::os::unix::fs::FileExt;

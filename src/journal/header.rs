@@ -1,6 +1,5 @@
 //! The header of a journal file, and the errors a file can have.
 
-use super::pages::{id_at, u32_at, u64_at};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -103,4 +102,22 @@ impl JournalHeader {
     pub fn is_compact(&self) -> bool {
         self.flags & COMPACT != 0
     }
+}
+
+pub fn u64_at(b: &[u8], at: usize) -> u64 {
+    let mut n = [0; 8];
+    n.copy_from_slice(&b[at..at + 8]);
+    u64::from_le_bytes(n)
+}
+
+pub fn u32_at(b: &[u8], at: usize) -> u32 {
+    let mut n = [0; 4];
+    n.copy_from_slice(&b[at..at + 4]);
+    u32::from_le_bytes(n)
+}
+
+pub fn id_at(b: &[u8], at: usize) -> Id128 {
+    let mut id = [0; 16];
+    id.copy_from_slice(&b[at..at + 16]);
+    id
 }

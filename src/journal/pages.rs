@@ -138,21 +138,3 @@ impl Pages {
 fn slot(at: u64) -> usize {
     (at / 8 % REPEATED as u64) as usize
 }
-
-pub fn u64_at(b: &[u8], at: usize) -> u64 {
-    let mut n = [0; 8];
-    n.copy_from_slice(&b[at..at + 8]);
-    u64::from_le_bytes(n)
-}
-
-pub fn u32_at(b: &[u8], at: usize) -> u32 {
-    let mut n = [0; 4];
-    n.copy_from_slice(&b[at..at + 4]);
-    u32::from_le_bytes(n)
-}
-
-pub fn id_at(b: &[u8], at: usize) -> Id128 {
-    let mut id = [0; 16];
-    id.copy_from_slice(&b[at..at + 16]);
-    id
-}

@@ -4,8 +4,9 @@
 use super::peer::Peer;
 use super::{Incompatible, Shared};
 use crate::kafka::health::Health;
-use crate::kafka::net::connection::{ANSWER_CAP, Trouble};
+use crate::kafka::net::connection::ANSWER_CAP;
 use crate::kafka::net::dialer::Dial;
+use crate::kafka::net::trouble::Trouble;
 use crate::kafka::session::{End, Session};
 use crate::producer::driver::Pace;
 use rustix::event::PollFd;

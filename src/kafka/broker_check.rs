@@ -6,12 +6,13 @@ mod topics;
 
 use super::KafkaOptions;
 use super::fetcher::may_ask_for_sasl;
-use super::net::{probe, proxy, tls};
+use super::net::{open, proxy, socket, tls};
 use super::protocol::errors;
 use crate::error::Reason;
-use crate::kafka::net::connection::{self, Connection, METADATA_CAP, Trouble};
+use crate::kafka::net::connection::{Connection, METADATA_CAP};
 use crate::kafka::net::sasl::SaslOptions;
 use crate::kafka::net::stream::{CountedSocket, Stream};
+use crate::kafka::net::trouble::Trouble;
 use crate::kafka::protocol::messages::{self, MAY_READ, Metadata, Versions};
 use crate::producer::driver::Pace;
 use crate::record::Key;
@@ -230,7 +231,7 @@ fn greeted(v: &Visit<'_>, tell: &mut dyn FnMut(BrokerCheckStep)) -> Option<(Conn
     let address = v.options.proxy.as_ref().map_or(v.address, |proxy| &proxy.url.address);
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let addresses = step(BrokerStep::Name(host.to_owned()), tell, || {
-        let all = probe::resolve(address)?;
+        let all = socket::resolve(address)?;
         let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
         Ok((all, shown.join(", ")))
     })?;
@@ -278,7 +279,7 @@ fn connect(
     let socket = loop {
         let one = left.next()?;
         let began = Instant::now();
-        let (socket, outcome) = match connection::reach(one, limit) {
+        let (socket, outcome) = match socket::reach(one, limit) {
             Ok(socket) => (Some(socket), Outcome::Good("connected".into())),
             // `localhost` is often ::1 and 127.0.0.1.
             Err(t) if left.len() > 0 => (None, Outcome::Doubtful(t.into_reason())),
@@ -301,7 +302,7 @@ fn secure(v: &Visit<'_>, socket: CountedSocket, tell: &mut dyn FnMut(BrokerCheck
         return Some(Stream::Plain(socket));
     }
     step(BrokerStep::Tls, tell, || {
-        let stream = connection::secure(socket, v.address, v.options).map_err(Trouble::into_reason)?;
+        let stream = socket::secure(socket, v.address, v.options).map_err(Trouble::into_reason)?;
         let found = match &stream {
             Stream::Tls(session) => tls::agreed(session),
             Stream::Plain(_) => String::new(),
@@ -403,7 +404,7 @@ fn suits(found: &Versions, speaks: Speaks) -> Result<String, Reason> {
             "set driver = \"auto\" or \"classic\"",
         )),
         (_, false, false) => Err(match found.produce_max {
-            ..0 => probe::controller(),
+            ..0 => open::controller(),
             _ => format!("it supports neither driver's requests ({found})").into(),
         }),
         _ => Ok(found.to_string()),

@@ -4,8 +4,9 @@
 mod answers;
 
 use super::{AskedProducer, IN_FLIGHT, Shared};
-use crate::kafka::net::connection::{ANSWER_CAP, Connection, Trouble};
+use crate::kafka::net::connection::{ANSWER_CAP, Connection};
 use crate::kafka::net::dialer::Dial;
+use crate::kafka::net::trouble::Trouble;
 use crate::kafka::peer::Peer;
 use crate::kafka::protocol::codec::Codec;
 use crate::kafka::protocol::messages::{self, Produced};

@@ -3,7 +3,7 @@
 use super::client::CrateClient;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState};
 use crate::backoff::{Backoff, Rng};
-use crate::kafka::net::probe;
+use crate::kafka::net::{probe, socket};
 use crate::kafka::protocol::messages::Versions;
 use crate::producer::driver::{Leave, Pace};
 use crate::producer::outage::Who;
@@ -175,7 +175,7 @@ impl CrateWorker<'_> {
         }
         match self.visit(leader, self.options.limits.probe) {
             Ok(_) => {
-                let peers = probe::resolve(leader).unwrap_or_default();
+                let peers = socket::resolve(leader).unwrap_or_default();
                 if let Some(session) = &mut self.session {
                     let (at, sockets) = (Instant::now(), Vec::new()); // the previous sockets belong to another connection
                     session

@@ -3,8 +3,8 @@
 use super::client::CallError;
 use super::session::RetryWait;
 use super::{CrateWorker, Fault, OnIncompatible, TopicState, verdict};
-use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::probe;
+use crate::kafka::net::trouble::Trouble;
 use crate::producer::driver::{Event, Leave, Pace, TopicView};
 use crate::producer::outage::Who;
 use crate::record::Topic;

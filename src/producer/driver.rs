@@ -1,5 +1,5 @@
 //! The interface between the producer and a driver. The producer's loop calls a [`Driver`] and polls its sockets, so a
-//! driver must not block. A blocking client (the `kafka` crate, standard output) runs in a [`Worker`]'s thread.
+//! driver must not block. A blocking client (the `kafka` crate, standard output) runs in a [`super::worker::Worker`]'s thread.
 //!
 //! Invariant: every submitted batch is returned exactly once, in one [`Event::Done`]. A driver never retries on its
 //! own: it reports the outcome, and the core decides whether to submit again.
@@ -9,11 +9,9 @@
 
 use super::batch::Batch;
 use super::outage;
-use super::worker::{Outbox, Worker};
 use crate::record::Topic;
 use crate::report::Board;
 use crate::waker::Waker;
-use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags};
 use std::fmt;
 use std::sync::Arc;
@@ -79,16 +77,6 @@ type Build = dyn Fn(&Context) -> Box<dyn Driver> + Send + Sync;
 impl Drive {
     pub fn new(build: impl Fn(&Context) -> Box<dyn Driver> + Send + Sync + 'static) -> Self {
         Drive(Arc::new(build))
-    }
-
-    /// A blocking client in its own thread. `limit`: how long it may hold a batch without reporting anything before it
-    /// counts as stuck; `None`: no limit.
-    pub fn worker(
-        limit: Option<Duration>,
-        run: impl Fn(&Receiver<Order>, &Outbox, &Arc<Board>) -> Leave + Send + Sync + 'static,
-    ) -> Self {
-        let run = Arc::new(run);
-        Drive::new(move |context| Box::new(Worker::start(context, limit, run.clone())))
     }
 
     pub fn build(&self, context: &Context) -> Box<dyn Driver> {

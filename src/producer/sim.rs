@@ -7,9 +7,10 @@ pub mod broker;
 mod once;
 
 pub use super::core::Core;
-use super::driver::{Drive, Leave};
+use super::driver::Leave;
 pub use super::partition::Now;
 use super::testing::{chunk_of, origin};
+use super::worker::Worker;
 use super::{Change, Partitioner, ProducerOptions};
 use crate::backoff::Rng;
 use crate::budget::{Budget, Share};
@@ -155,7 +156,7 @@ impl<'b> World<'b> {
         let linger = Duration::from_millis([0, 0, 30][self.rng().below(3)]);
         let options =
             ProducerOptions { partitioner: self.partitioner, batch, linger, ..ProducerOptions::default() };
-        let drive = self.brokers.chance(70).then(|| Drive::worker(None, |_, _, _| Leave::Closed));
+        let drive = self.brokers.chance(70).then(|| Worker::drive(None, |_, _, _| Leave::Closed));
         self.core.change(Change { options, drive, elsewhere: false }, self.now);
     }
 

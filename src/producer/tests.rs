@@ -3,6 +3,7 @@
 use super::batch::Batch;
 use super::driver::{Capabilities, Leave, Pace, Refusal, TopicView, Verdict};
 use super::testing::{chunk, plain, wait_until};
+use super::worker::Worker;
 use super::*;
 use crate::chunk::{Chunk, Origin};
 use crate::handover::{self, Chunks};
@@ -137,7 +138,7 @@ fn relay() -> (Drive, Receiver<Order>, Sender<Event>) {
             }
         }
     };
-    (Drive::worker(None, run), orders, events)
+    (Worker::drive(None, run), orders, events)
 }
 
 /// Fails when a chunk without lines waits for the broker, or unstored lines are acknowledged.

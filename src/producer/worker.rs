@@ -1,6 +1,6 @@
 //! Runs a blocking driver in its own thread, with one channel for orders and one for events.
 
-use super::driver::{Context, Driver, Event, Leave, Order, Pace, STACK};
+use super::driver::{Context, Drive, Driver, Event, Leave, Order, Pace, STACK};
 use crate::heartbeat::Heartbeat;
 use crate::report::Board;
 use crate::sys;
@@ -50,9 +50,19 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Builds drivers that run a blocking client in a thread of its own. `limit`: how long it may hold a batch without
+    /// reporting anything before it counts as stuck; `None`: no limit.
+    pub fn drive(
+        limit: Option<Duration>,
+        run: impl Fn(&Receiver<Order>, &Outbox, &Arc<Board>) -> Leave + Send + Sync + 'static,
+    ) -> Drive {
+        let run = Arc::new(run);
+        Drive::new(move |context| Box::new(Worker::start(context, limit, run.clone())))
+    }
+
     /// Both channels are unbounded: the byte budget limits their content, and neither side may block on the other.
     #[allow(clippy::disallowed_methods, reason = "bounded by the batches in flight")]
-    pub fn start(
+    fn start(
         context: &Context,
         limit: Option<Duration>,
         run: Arc<impl Fn(&Receiver<Order>, &Outbox, &Arc<Board>) -> Leave + Send + Sync + 'static + ?Sized>,

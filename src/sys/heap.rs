@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard};
 pub struct Heap;
 
 /// Smaller blocks come from the system allocator.
-const LARGE: usize = 32 << 10;
+const LARGE: usize = 4 << 10;
 /// Larger blocks are not cached, because nothing needed repeatedly is that large.
 const LARGEST_KEPT: usize = 2 << 20;
 /// Maximum number of cached bytes, as mapped: what a busy file frees at once when several requests are answered.

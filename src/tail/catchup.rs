@@ -4,13 +4,14 @@
 //! file. Bytes that can no longer be found are reported as lost.
 
 use super::assign::{FileVerdict, Wait};
+use super::content::mark_at;
 use super::find::SearchResult;
 use super::gz::Gz;
 use super::identity::{self, Look, nanos};
 use super::known::{Claim, Entry, StreamUse};
-use super::open::{self, Bytes, Open};
+use super::open::{Bytes, Open};
 use super::siblings::{self, Packed, Sibling};
-use super::survey::{PathFile, Scope, SiblingAge, Survey, has_bytes_of, proof, second};
+use super::survey::{PathFile, Scope, SiblingAge, Survey, second};
 use super::{Halt, Tail, known};
 use crate::packed::packing;
 use crate::record::{Closed, Ending, Identity, Mark, Point, StreamId};
@@ -57,7 +58,7 @@ impl Tail<'_> {
         if let Some((file, look)) = at_path {
             match self.known.claim(&look, &self.o.path) {
                 Claim::Anothers => self.leave_to_another(),
-                Claim::Known(entry) if has_bytes_of(&file, &look, &entry)? => {
+                Claim::Known(entry) if entry.has_bytes_in(&file, &look)? => {
                     live = Some((file, look, Some(entry)))
                 }
                 Claim::Known(entry) if self.was_read(&file, &look)? => {
@@ -115,9 +116,9 @@ impl Tail<'_> {
         let Identity { ino, born, .. } = look.identity;
         // After a remount the upper file may have an inode of its own.
         let is_it = |e: &&Entry| e.identity.ino == ino || born.is_some() && e.identity.born == born;
-        let was = history.iter().rev().filter(|e| !e.finished && proof(e).offset > 0).find(is_it);
+        let was = history.iter().rev().filter(|e| !e.finished && e.proof().offset > 0).find(is_it);
         let Some(was) = was else { return Ok(None) };
-        if !identity::is_on_overlay(file) || !has_bytes_of(file, look, was)? {
+        if !identity::is_on_overlay(file) || !was.has_bytes_in(file, look)? {
             return Ok(None);
         }
         Ok(self.known.take(was.stream, &look.identity))
@@ -184,7 +185,7 @@ impl Tail<'_> {
     pub(super) fn note_as_read(&mut self, old: &Sibling, file: Option<&File>) -> Result<(), Halt> {
         let offset = old.look.size;
         let mark = match file {
-            Some(file) if old.packed == Packed::Plain => open::mark_at(file, offset)?,
+            Some(file) if old.packed == Packed::Plain => mark_at(file, offset)?,
             _ => Mark::default(),
         };
         self.note(&old.look, Point { offset, mark, ..Point::default() });
@@ -348,7 +349,7 @@ impl Tail<'_> {
             return Ok(false);
         }
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
-        if !has_bytes_of(&file, &look, entry)? {
+        if !entry.has_bytes_in(&file, &look)? {
             return Ok(false);
         }
         self.continue_finished(sibling, entry)

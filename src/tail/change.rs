@@ -12,23 +12,12 @@ pub struct TailChange {
     pub outdated: Stop,
 }
 
-impl TailOptions {
-    pub(super) fn paced(mut self) -> TailOptions {
-        if let Some(rate) = self.rate {
-            // The bucket holds one second's worth.
-            let second = usize::try_from(rate).unwrap_or(usize::MAX).max(4096);
-            self.reading.chunk = self.reading.chunk.min(second);
-        }
-        self
-    }
-}
-
 impl Tail<'_> {
     /// Continues at the current position with all open files. `start` keeps its first value.
     pub(super) fn change(&mut self, change: TailChange) {
         let TailOptions { start, since, new_pattern, .. } = self.o;
         if change.options.topic != self.o.topic {
-            self.letter_share = super::letter_share(self.board, &change.options);
+            self.limits.use_topic(self.board, &change.options);
         }
         self.o = TailOptions { start, since, new_pattern, ..change.options.paced() };
         self.outdated = change.outdated;

@@ -4,12 +4,13 @@
 //! checked again after opening; if it differs, the folder is listed again.
 
 use super::assign::{FileVerdict, Wait};
+use super::content::mark_at;
 use super::gz::Gz;
 use super::identity::{self, Look};
 use super::known::Entry;
-use super::open::{self, Bytes};
+use super::open::Bytes;
 use super::siblings::{Packed, Sibling};
-use super::survey::{PathFile, Scope, SiblingAge, Survey, gz_has_bytes_of, has_bytes_of, proof};
+use super::survey::{PathFile, Scope, SiblingAge, Survey};
 use super::{Halt, Tail};
 use crate::chunk::Origin;
 use crate::record::{Identity, Point};
@@ -82,7 +83,7 @@ impl Tail<'_> {
         }
         let mut place = SearchResult::Nowhere;
         // If nothing was read, there are no bytes by which to recognize an old file or another log's file.
-        let is_untouched = proof(entry).offset == 0;
+        let is_untouched = entry.proof().offset == 0;
         let age = if is_untouched { SiblingAge::NewerThan(entry) } else { SiblingAge::Any };
         let has_others = self.o.followed.by_pattern && !is_untouched;
         let scopes = [Some(Scope::Folder), has_others.then_some(Scope::Logs)];
@@ -141,7 +142,7 @@ impl Tail<'_> {
     ) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let (offset, mark) = match sibling.packed {
-            Packed::Plain => (look.size, open::mark_at(&file, look.size)?),
+            Packed::Plain => (look.size, mark_at(&file, look.size)?),
             _ => self.known.unpacked.end(&file, &look)?,
         };
         self.known.release(old.stream, old.at, old.size, old.modified, true);
@@ -176,7 +177,7 @@ impl Tail<'_> {
     fn continue_in_kept(&mut self, entry: &Entry) -> Result<bool, Halt> {
         let Some(file) = self.known.store.of(entry.stream) else { return Ok(false) };
         let look = identity::look(&file)?;
-        if look.identity == entry.identity && has_bytes_of(&file, &look, entry)? {
+        if look.identity == entry.identity && entry.has_bytes_in(&file, &look)? {
             return Ok(self.start_reading(Bytes::Plain(file.into()), &look, entry.clone())?.is_some());
         }
         warn!("{}: the file that systemd kept for it now has different contents", self.o.path.display());
@@ -188,14 +189,14 @@ impl Tail<'_> {
     pub(super) fn continue_in(&mut self, sibling: &Sibling, entry: &Entry) -> Result<bool, Halt> {
         let Some((file, look)) = self.open_sibling(sibling)? else { return Ok(false) };
         let bytes = match sibling.packed {
-            Packed::Plain if !has_bytes_of(&file, &look, entry)? => return Ok(false),
+            Packed::Plain if !entry.has_bytes_in(&file, &look)? => return Ok(false),
             Packed::Plain => Bytes::Plain(file.into()),
             Packed::Gzip
                 if self.known.unpacked.end(&file, &look).is_err() && self.known.unpacked.may_grow(&look) =>
             {
                 return Ok(false);
             }
-            Packed::Gzip => match gz_has_bytes_of(&file, entry) {
+            Packed::Gzip => match entry.has_bytes_in_gz(&file) {
                 Ok(true) => Bytes::Gz(Box::new(Gz::new(file))),
                 Ok(false) => return Ok(false),
                 Err(e) => {

@@ -1,7 +1,7 @@
 //! Reads a compressed rotated file by offset of its decompressed content, forward only.
 
+use super::content::read_at;
 use super::identity::Look;
-use super::open::read_at;
 use crate::record::Mark;
 use flate2::read::MultiGzDecoder;
 use std::fs::File;

@@ -6,83 +6,24 @@
 //! ([`Known::folder`]). Tails that start together are registered before the first of them runs ([`Known::join`]), and each
 //! stream is given to one path ([`Known::settle`]), so the order in which threads start does not matter.
 
+mod entry;
 mod table;
 
 use super::identity::{self, Look};
 use super::siblings;
-use super::survey::has_bytes_of;
 use super::unpacked::UnpackedCache;
 use crate::fdstore::FdStore;
 use crate::lock::lock;
 use crate::packed::{Packed, packing};
-use crate::record::{Identity, Mark, Point, Range, StreamId};
+use crate::record::{Identity, Mark, Point, StreamId};
 use crate::wake_slot::WakeSlot;
+pub use entry::{Entry, StreamUse};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard};
 use table::KnownTable;
-
-/// What is known about a stream that may not be open in any tail.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    pub stream: StreamId,
-    /// The followed path that it was read for.
-    pub path: PathBuf,
-    pub identity: Identity,
-    pub at: Point,
-    /// The first ≤ 256 bytes, as far as a tail of this run knows them.
-    pub head: Vec<u8>,
-    /// Ranges acknowledged beyond `at`, each with the point where reading continues after it.
-    pub beyond: Vec<(Range, Point)>,
-    /// Size in bytes, as last seen.
-    pub size: u64,
-    /// As last seen, in ns since 1970; 0: unknown.
-    pub modified: i64,
-    /// Read to its end and closed.
-    pub finished: bool,
-    pub reader: StreamUse,
-}
-
-/// How a tail uses a stream.
-#[derive(Clone, Debug, Default)]
-pub enum StreamUse {
-    /// No tail has it.
-    #[default]
-    Free,
-    /// A tail owns it and is about to open its file, or waits for a free descriptor.
-    Opening,
-    /// A tail reads it; from this file, unless it is compressed.
-    Reading(Option<Arc<File>>),
-    /// Its tail cannot find its bytes. Any tail that finds them may continue it.
-    Missing,
-}
-
-impl StreamUse {
-    /// Whether other tails must not take the stream.
-    pub fn is_taken(&self) -> bool {
-        matches!(self, StreamUse::Opening | StreamUse::Reading(_))
-    }
-}
-
-impl Entry {
-    /// An entry for a file of which only the identity is known.
-    pub fn of(identity: Identity) -> Entry {
-        Entry {
-            stream: StreamId(0),
-            path: PathBuf::new(),
-            identity,
-            at: Point::default(),
-            head: Vec::new(),
-            beyond: Vec::new(),
-            size: 0,
-            modified: 0,
-            finished: false,
-            reader: StreamUse::Free,
-        }
-    }
-}
 
 /// A tail that runs or is about to.
 #[derive(Debug)]
@@ -215,7 +156,7 @@ impl Known {
             let is_packed = packing(path) != Packed::Plain;
             let has_its_bytes = is_packed
                 || identity::open(path)
-                    .is_ok_and(|(file, look)| has_bytes_of(&file, &look, &entry).unwrap_or(false));
+                    .is_ok_and(|(file, look)| entry.has_bytes_in(&file, &look).unwrap_or(false));
             if has_its_bytes {
                 self.lock().table.move_to(entry.stream, None, Some(path));
             }

@@ -2,7 +2,7 @@
 //! `ftruncate(2)`), or in a page of a file that is written through `mmap(2)`. They do not count as part of the file. Nor do
 //! bytes that a file has by its size but that cannot be read (sysfs reports 4096 for every file).
 
-use super::open::read_at;
+use super::content::read_at;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use std::fs::File;

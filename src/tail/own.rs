@@ -3,10 +3,11 @@
 //! deleted.
 
 use super::assign::{FileVerdict, Wait};
+use super::content::{mark_at, point_at};
 use super::follow::{Step, Until};
 use super::identity::{self, Look};
 use super::known::Entry;
-use super::open::{self, Bytes};
+use super::open::Bytes;
 use super::siblings::{self, Packed, Sibling};
 use super::survey::{PathFile, Scope, SiblingAge};
 use super::{Halt, Start, Tail};
@@ -125,7 +126,7 @@ impl Tail<'_> {
     }
 
     fn begin_stream(&mut self, file: File, look: &Look, offset: u64) -> Result<(), Halt> {
-        let at = open::point_at(&file, look, offset)?;
+        let at = point_at(&file, look, offset)?;
         match self.known.begin_if_new(look, &self.o.path) {
             Some(entry) => self.start_reading_live(file, look, Entry { at, ..entry }).map(drop),
             None => Ok(()), // another tail has it by now
@@ -135,7 +136,7 @@ impl Tail<'_> {
     /// Whether the file was read elsewhere although it is registered as another stream: a copy made before the last lines of
     /// its original.
     pub(super) fn was_read(&self, file: &File, look: &Look) -> Result<bool, Halt> {
-        Ok(look.size > 0 && self.known.ends_so(look.size, open::mark_at(file, look.size)?))
+        Ok(look.size > 0 && self.known.ends_so(look.size, mark_at(file, look.size)?))
     }
 
     /// Follows such a copy from its end. `entry` is the stream it is registered as.

@@ -1,8 +1,9 @@
 //! Registers where to start reading in a file that has no thread yet. `start` then refers to now rather than to the start of
 //! the thread, and a rename, a deletion or a restart in the meantime loses no line.
 
+use super::content::point_at;
 use super::known::Known;
-use super::{TailOptions, identity, open};
+use super::{TailOptions, identity};
 use crate::chunk::Origin;
 use crate::record::{Closed, Ending};
 use crate::report::Board;
@@ -19,7 +20,7 @@ pub fn reserve(o: &TailOptions, known: &Known, board: &Board) -> io::Result<Opti
         return Ok(None);
     }
     let (file, look) = identity::open(&o.path)?;
-    let at = open::point_at(&file, &look, o.start.offset(&file, look.size)?)?;
+    let at = point_at(&file, &look, o.start.offset(&file, look.size)?)?;
     let Some(entry) = known.begin_if_new(&look, &o.path) else { return Ok(None) };
     known.release(entry.stream, at, look.size, look.modified, false);
     let origin = Arc::new(Origin {

@@ -1,10 +1,10 @@
 //! Opens and closes files: executes the steps that [`super::follow`] returned.
 
+use super::content::{mark_at, point_at};
 use super::identity::Look;
 use super::known::{Claim, Entry};
 use super::open::{Bytes, Open};
 use super::siblings::{Packed, Sibling};
-use super::survey::has_bytes_of;
 use super::{Halt, Tail, Until, catchup, gz, identity, open, siblings};
 use crate::chunk::Origin;
 use crate::lock::lock;
@@ -73,7 +73,7 @@ impl Tail<'_> {
 
     /// A new stream in `file`, starting at `offset`.
     pub(super) fn fresh(&mut self, file: &File, look: &Look, offset: u64) -> Result<Entry, Halt> {
-        let at = open::point_at(file, look, offset)?;
+        let at = point_at(file, look, offset)?;
         let entry = Entry { at, ..self.known.begin(look, &self.o.path) };
         self.restarted = Some(entry.stream);
         Ok(entry)
@@ -106,7 +106,7 @@ impl Tail<'_> {
     /// Continues a known stream in the file at the path, or starts a new one if the bytes differ: they may have changed
     /// since they were checked.
     pub(super) fn resume(&mut self, file: File, look: Look, entry: Entry) -> Result<(), Halt> {
-        let has_bytes_of = has_bytes_of(&file, &look, &entry)?;
+        let has_bytes_of = entry.has_bytes_in(&file, &look)?;
         if !has_bytes_of && self.was_read(&file, &look)? {
             return self.follow_copy(file, &look, entry);
         }
@@ -244,7 +244,7 @@ impl Tail<'_> {
                     continue; // the bytes before its end will tell
                 }
                 let Ok((offset, mark)) = self.known.unpacked.end(&file, &look) else { continue };
-                let is_shorter = 0 < offset && offset < open.at.offset && open::mark_at(own, offset)? == mark;
+                let is_shorter = 0 < offset && offset < open.at.offset && mark_at(own, offset)? == mark;
                 let head = || self.known.unpacked.head(&file, &look, &BTreeSet::new());
                 if is_shorter && open.head.starts_with(&head()?) {
                     self.note(&look, Point { offset, mark, ..Point::default() });

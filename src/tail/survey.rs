@@ -2,15 +2,15 @@
 //! contents as rarely as possible.
 
 use super::assign::{self, FileVerdict, FolderFile, KnownStream, Length, Peek, assign, is_same_file};
-use super::gz::Gz;
+use super::content::{before, mark_at};
 use super::identity::{self, Look};
 use super::known::{Entry, Known, StreamUse};
 use super::siblings::{self, Packed, Sibling};
-use super::{Halt, Tail, open};
-use crate::record::{Identity, Mark, Point};
+use super::{Halt, Tail};
+use crate::record::{Identity, Mark};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -177,7 +177,7 @@ impl Tail<'_> {
             Some(e.stream) == stream && !e.finished && !matches!(e.reader, StreamUse::Missing)
         };
         match entries.iter_mut().find(is_its) {
-            Some(entry) if has_bytes_of(file, &look, entry)? => entry.reader = reader,
+            Some(entry) if entry.has_bytes_in(file, &look)? => entry.reader = reader,
             _ => entries.push(Entry { path: self.o.path.clone(), reader, ..Entry::of(look.identity) }),
         }
         Ok(())
@@ -240,12 +240,12 @@ impl Tail<'_> {
     }
 
     fn stream(&self, e: &Entry, files: &[Candidate]) -> KnownStream {
-        let is_untouched = !e.finished && proof(e).offset == 0;
+        let is_untouched = !e.finished && e.proof().offset == 0;
         let at_path = || files.iter().position(|c| c.sibling.path == e.path);
         KnownStream {
             id: e.stream,
             identity: e.identity.clone(),
-            read: proof(e),
+            read: e.proof(),
             size: e.size,
             modified: e.modified,
             finished: e.finished,
@@ -283,7 +283,7 @@ enum Own {
 impl<'a> Contents<'a> {
     fn new(known: &'a Known, files: &'a [Candidate], entries: &'a [Entry]) -> Contents<'a> {
         let (heads, marks, own) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let offsets = entries.iter().map(|e| proof(e).offset).filter(|offset| *offset > 0).collect();
+        let offsets = entries.iter().map(|e| e.proof().offset).filter(|offset| *offset > 0).collect();
         Contents { known, files, entries, heads, marks, offsets, own, moved: false }
     }
 
@@ -316,11 +316,11 @@ impl<'a> Contents<'a> {
         let e = &self.entries[j];
         if let StreamUse::Reading(Some(file)) = &e.reader {
             let look = identity::look(file)?;
-            return Ok(has_bytes_of(file, &look, e)?.then(|| Own::Plain(file.clone())));
+            return Ok(e.has_bytes_in(file, &look)?.then(|| Own::Plain(file.clone())));
         }
         if let Some(file) = self.known.store.of(e.stream) {
             let look = identity::look(&file)?;
-            if look.identity == e.identity && has_bytes_of(&file, &look, e)? {
+            if look.identity == e.identity && e.has_bytes_in(&file, &look)? {
                 return Ok(Some(Own::Plain(file.into())));
             }
         }
@@ -349,7 +349,7 @@ impl<'a> Contents<'a> {
                 Ok(_)
                     if is_read
                         || look.identity.born.is_some()
-                        || proof(e).offset > 0 && gz_has_bytes_of(&file, e)? =>
+                        || e.proof().offset > 0 && e.has_bytes_in_gz(&file)? =>
                 {
                     Some(Own::Packed(file.into(), look))
                 }
@@ -357,7 +357,7 @@ impl<'a> Contents<'a> {
                 Err(_) => Some(Own::Unknown),
             });
         }
-        Ok(has_bytes_of(&file, &look, e)?.then(|| Own::Plain(file.into())))
+        Ok(e.has_bytes_in(&file, &look)?.then(|| Own::Plain(file.into())))
     }
 
     fn own(&mut self, j: usize) -> io::Result<Option<Own>> {
@@ -410,7 +410,7 @@ impl Peek for Contents<'_> {
         let Sibling { packed, look, .. } = &self.files[i].sibling;
         let (packed, size) = (*packed, look.size);
         let head = match self.opened(i)? {
-            Some((file, _)) if packed == Packed::Plain => open::before(&file, size.min(Mark::SPAN as u64))?,
+            Some((file, _)) if packed == Packed::Plain => before(&file, size.min(Mark::SPAN as u64))?,
             Some((file, look)) => self.known.unpacked.head(&file, &look, &self.offsets).unwrap_or_default(),
             None => Vec::new(),
         };
@@ -437,8 +437,8 @@ impl Peek for Contents<'_> {
         let Some((file, look)) = self.opened(i)? else { return Ok(true) };
         match packed {
             Packed::Gzip if look.identity.born.is_some() => Ok(true),
-            Packed::Gzip => Ok(proof(e).offset > 0 && gz_has_bytes_of(&file, e).unwrap_or(true)),
-            _ => has_bytes_of(&file, &look, e),
+            Packed::Gzip => Ok(e.proof().offset > 0 && e.has_bytes_in_gz(&file).unwrap_or(true)),
+            _ => e.has_bytes_in(&file, &look),
         }
     }
 
@@ -464,42 +464,7 @@ impl Peek for Contents<'_> {
 
 /// `None`: the file is shorter.
 fn mark_if_there(file: &File, look: &Look, offset: u64) -> io::Result<Option<Mark>> {
-    if look.size < offset { Ok(None) } else { open::mark_at(file, offset).map(Some) }
-}
-
-/// Rewinds the file before and after `read`; its position does not matter to the caller.
-fn rewound<T>(file: &File, read: impl FnOnce(File) -> io::Result<T>) -> io::Result<T> {
-    let mut rewind = file;
-    rewind.rewind()?;
-    let done = read(file.try_clone()?);
-    rewind.rewind()?;
-    done
-}
-
-/// The point that proves a file holds the stream's bytes: the position, or if that is 0, the end of the first range
-/// acknowledged beyond it.
-pub(super) fn proof(entry: &Entry) -> Point {
-    let beyond = entry.beyond.first().map(|(_, end)| *end);
-    if entry.at.offset > 0 { entry.at } else { beyond.unwrap_or(entry.at) }
-}
-
-/// Whether the file still has the bytes before the stream's position. If nothing was read there are none to compare: then
-/// its bytes count as different only if it is shorter than before.
-pub(super) fn has_bytes_of(file: &File, look: &Look, entry: &Entry) -> io::Result<bool> {
-    let Point { offset, mark, .. } = proof(entry);
-    let least = if offset == 0 { entry.size } else { offset };
-    Ok(look.size >= least && (mark.len == 0 || open::mark_at(file, offset)? == mark))
-}
-
-/// Whether the decompressed `.gz` has the stream's bytes before its position.
-pub(super) fn gz_has_bytes_of(file: &File, entry: &Entry) -> io::Result<bool> {
-    let Point { offset, mark, .. } = proof(entry);
-    rewound(file, |file| {
-        let mut gz = Gz::new(file);
-        let before = gz.skip_to(offset)?;
-        let kept = &before[before.len().saturating_sub(usize::from(mark.len))..];
-        Ok(gz.position() == offset && Mark::of(kept) == mark)
-    })
+    if look.size < offset { Ok(None) } else { mark_at(file, offset).map(Some) }
 }
 
 /// For times in nanoseconds.

@@ -3,11 +3,12 @@
 use super::Tail;
 use crate::error::too_few_descriptors;
 use crate::report::Progress;
+use crate::report::log_throttle::LogThrottle;
 use log::{info, warn};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A file that was given up, or a rotated one that could not be opened, when a tail ended.
 #[derive(Debug)]
@@ -21,6 +22,17 @@ pub(super) fn is_cut_off(e: &io::Error) -> bool {
     e.raw_os_error().is_some_and(|n| n == libc::ESTALE || n == libc::ENOTCONN)
 }
 
+/// The current failure to read the path, if there is one.
+#[derive(Default)]
+pub(super) struct ReadFailure {
+    /// As shown in the status.
+    pub error: Option<String>,
+    pub since: Option<Instant>,
+    /// Whether `error` was logged.
+    logged: bool,
+    throttle: LogThrottle,
+}
+
 /// How soon to retry a file that could not be opened.
 const RETRY_OPEN: Duration = Duration::from_secs(1);
 
@@ -28,16 +40,16 @@ impl Tail<'_> {
     /// Logs one line when a problem starts and one when it is over; throttled for a file with recurring problems.
     pub(super) fn trouble(&mut self, e: &io::Error) {
         let text = e.to_string();
-        if self.error.as_deref() != Some(&text) {
-            if let Some(times) = self.failures.more(1, self.now) {
+        if self.failure.error.as_deref() != Some(&text) {
+            if let Some(times) = self.failure.throttle.more(1, self.now) {
                 let path = self.o.path.display();
                 let again = if times > 1 { format!(" ({times} times recently)") } else { String::new() };
                 let fix = too_few_descriptors(e).map_or(String::new(), |fix| format!("; {fix}"));
                 warn!("{path}: cannot be read now: {text}{again}{fix}; keeping its position and retrying");
-                self.logged = true;
+                self.failure.logged = true;
             }
             self.say("unreadable", Some(text.clone()));
-            self.error = Some(text);
+            self.failure.error = Some(text);
         }
     }
 
@@ -49,7 +61,7 @@ impl Tail<'_> {
 
     /// Call after each failure.
     pub(super) fn has_timed_out(&mut self) -> bool {
-        let since = *self.failing.get_or_insert(self.now);
+        let since = *self.failure.since.get_or_insert(self.now);
         self.o.give_up.is_some_and(|most| self.now.duration_since(since) >= most)
     }
 
@@ -61,9 +73,9 @@ impl Tail<'_> {
     }
 
     pub(super) fn readable_again(&mut self) {
-        self.failing = None;
-        if self.error.take().is_some() {
-            if std::mem::take(&mut self.logged) {
+        self.failure.since = None;
+        if self.failure.error.take().is_some() {
+            if std::mem::take(&mut self.failure.logged) {
                 info!("{}: readable again", self.o.path.display());
             }
             self.say("following", None);

@@ -57,6 +57,14 @@ struct Folder {
     on_the_way: HashSet<OsString>,
 }
 
+#[derive(Debug)]
+struct WatchedFile {
+    /// The followed paths that lead to it.
+    paths: Vec<PathBuf>,
+    /// What a read of the queue says about it. Empty between two reads.
+    events: EventMask,
+}
+
 /// The watches of one path: its current file and some previous ones.
 #[derive(Debug, Default)]
 pub struct OfPath(VecDeque<WatchDescriptor>);
@@ -95,7 +103,9 @@ pub struct Watches {
     followed_up: HashMap<PathBuf, FollowedUp>,
     /// A parent folder could not be watched because the watches ran out.
     exhausted: bool,
-    files: HashMap<WatchDescriptor, Vec<PathBuf>>,
+    files: HashMap<WatchDescriptor, WatchedFile>,
+    /// The files with events. Empty between two reads.
+    changed: Vec<WatchDescriptor>,
     limits_said: bool,
     buffer: Vec<u8>,
 }
@@ -115,6 +125,7 @@ impl Watches {
             followed_up: HashMap::new(),
             exhausted: false,
             files: HashMap::new(),
+            changed: Vec::new(),
             limits_said: false,
             buffer: vec![0; 16 * 1024],
         };
@@ -183,8 +194,9 @@ impl Watches {
         (had_events, reported)
     }
 
-    /// Reads pending events for followed files. Calls `changed` for each path concerned, with whether its file was only
-    /// written to. Under a continuous stream of events, reads only a part of them.
+    /// Reads pending events for followed files. Calls `changed` once for each path concerned, with whether its file was
+    /// only written to. Calls it when all are read: a woken tail may run at once, and would be woken by each further
+    /// event again. Under a continuous stream of events, reads only a part of them.
     pub fn read_contents(&mut self, mut changed: impl FnMut(&Path, bool)) -> ContentEvents {
         let mut found = ContentEvents::None;
         for _ in 0..READINGS {
@@ -195,12 +207,11 @@ impl Watches {
                 read += 1;
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
                     found = ContentEvents::Overflow;
-                } else if event.mask.contains(EventMask::IGNORED) {
-                    self.files.remove(&event.wd);
-                } else {
-                    let only_modified = event.mask == EventMask::MODIFY;
-                    let paths = self.files.get(&event.wd).into_iter().flatten();
-                    paths.for_each(|path| changed(path, only_modified));
+                } else if let Some(file) = self.files.get_mut(&event.wd) {
+                    if file.events.is_empty() {
+                        self.changed.push(event.wd);
+                    }
+                    file.events |= event.mask;
                 }
             }
             if read > 0 && found == ContentEvents::None {
@@ -209,6 +220,16 @@ impl Watches {
             // The kernel gives as many events as fit, so there are no more.
             if read < FEW {
                 break;
+            }
+        }
+        for wd in self.changed.drain(..) {
+            let Some(file) = self.files.get_mut(&wd) else { continue };
+            let events = std::mem::replace(&mut file.events, EventMask::empty());
+            if events != EventMask::IGNORED {
+                file.paths.iter().for_each(|path| changed(path, events == EventMask::MODIFY));
+            }
+            if events.contains(EventMask::IGNORED) {
+                self.files.remove(&wd);
             }
         }
         found
@@ -318,7 +339,8 @@ impl Watches {
         let names = WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
         match inotify.watches().add(path, if writes { names | WatchMask::MODIFY } else { names }) {
             Ok(wd) => {
-                let paths = self.files.entry(wd.clone()).or_default();
+                let new = || WatchedFile { paths: Vec::new(), events: EventMask::empty() };
+                let paths = &mut self.files.entry(wd.clone()).or_insert_with(new).paths;
                 if !paths.iter().any(|p| p == path) {
                     paths.push(path.into());
                 }
@@ -349,7 +371,7 @@ impl Watches {
     }
 
     fn forget_one(&mut self, path: &Path, wd: WatchDescriptor) {
-        let Some(paths) = self.files.get_mut(&wd) else { return };
+        let Some(WatchedFile { paths, .. }) = self.files.get_mut(&wd) else { return };
         paths.retain(|p| p != path);
         if paths.is_empty() {
             self.files.remove(&wd);
@@ -380,7 +402,6 @@ mod tests {
     fn written(w: &mut Watches) -> Vec<PathBuf> {
         let mut paths = Vec::new();
         while w.read_contents(|path, _| paths.push(path.to_path_buf())) != ContentEvents::None {}
-        paths.dedup();
         paths
     }
 
@@ -433,5 +454,25 @@ mod tests {
         written(&mut w);
         fs::write(&path, "y").unwrap();
         assert_eq!((written(&mut w), w.files.len()), (vec![], 0));
+    }
+
+    /// Fails when a file is reported again for each of its writes: with many busy files, that was most of the agent's CPU
+    /// time.
+    #[test]
+    fn files_written_by_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("a"), dir.path().join("b")];
+        let mut w = Watches::new();
+        for path in &paths {
+            fs::write(path, "").unwrap();
+            assert_eq!(w.file(path, &mut OfPath::default(), true), EventSupport::Yes);
+        }
+        for _ in 0..10 {
+            paths.iter().for_each(|path| fs::write(path, "x").unwrap());
+        }
+        let mut reported = Vec::new();
+        w.read_contents(|path, only_modified| reported.push((path.to_path_buf(), only_modified)));
+        reported.sort();
+        assert_eq!(reported, paths.map(|path| (path, true)));
     }
 }

@@ -5,6 +5,7 @@ use crate::kafka::net::testing::{REFUSED, listen, parrot};
 use crate::kafka::scripted::{KAFKA_0_10, KAFKA_3_9, KAFKA_4_1, Peers, Versions};
 use crate::producer::driver::{Capabilities, Verdict};
 use crate::producer::testing::{self, Ends, batch, chunk, plain, wait_for};
+use crate::producer::worker::Worker;
 use crate::record::Topic;
 use crate::report::Board;
 
@@ -12,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A driver that reports its name, and ends when it receives the topic "leave".
 fn stub(name: &'static str) -> Drive {
-    Drive::worker(None, move |orders, events, _board| {
+    Worker::drive(None, move |orders, events, _board| {
         let ready = Event::Ready(Capabilities { name, idempotent: false, in_flight: 1 });
         if events.send(ready).is_err() {
             return Leave::Closed;

@@ -2,7 +2,8 @@
 
 use super::Visit;
 use crate::error::Reason;
-use crate::kafka::net::connection::{Connection, Trouble};
+use crate::kafka::net::connection::Connection;
+use crate::kafka::net::trouble::Trouble;
 use crate::kafka::protocol::errors;
 use crate::kafka::protocol::messages::request;
 use crate::kafka::protocol::wire::{ApiKey, Read, Reader};

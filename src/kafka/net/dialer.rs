@@ -3,7 +3,8 @@
 
 use crate::heartbeat::Heartbeat;
 use crate::kafka::KafkaOptions;
-use crate::kafka::net::connection::{Connection, Trouble};
+use crate::kafka::net::connection::Connection;
+use crate::kafka::net::trouble::Trouble;
 use crate::producer::driver::{Context, STACK};
 use crate::waker::Waking;
 use crossbeam_channel::{Receiver, TryRecvError, bounded};

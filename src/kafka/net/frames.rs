@@ -1,7 +1,7 @@
 //! Splits a connection's bytes into length-prefixed frames. Every length is checked against the cap before use.
 
 use crate::error::Reason;
-use crate::kafka::net::connection::Trouble;
+use crate::kafka::net::trouble::Trouble;
 
 /// Bytes read but not yet consumed as frames. Holds at most one frame's cap and the bytes read after it.
 #[derive(Debug)]

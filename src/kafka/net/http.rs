@@ -1,7 +1,7 @@
 //! HTTP/1 as a client (RFC 9112), for proxies and token endpoints: one request, and its answer. The parsers do no I/O.
 
-use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::stream::TimedStream;
+use crate::kafka::net::trouble::Trouble;
 use crate::kafka::protocol::messages::text;
 use zeroize::Zeroizing;
 

@@ -1,13 +1,13 @@
 //! Asks what listens at an address in plain text, before any driver talks to it: a [`Connection`] tells Kafka from a TLS
 //! port, a web server, a silent peer and a closed port, within limits of time and memory.
 
-use crate::error::Reason;
 use crate::kafka::KafkaOptions;
-use crate::kafka::net::connection::{Connection, METADATA_CAP, Trouble, dial};
+use crate::kafka::net::connection::{Connection, METADATA_CAP};
+use crate::kafka::net::socket::{dial, resolve};
+use crate::kafka::net::trouble::Trouble;
 use crate::kafka::protocol::messages::{self, Versions};
 use crate::traffic::SocketBytes;
-use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,6 @@ pub const HURRY: Duration = Duration::from_secs(3);
 
 /// The reason where [`ask`] finds a peer that closes the connection on ApiVersions.
 pub const CLOSED: &str = "closed the connection on the first request (Kafka 0.9, or not Kafka)";
-
-/// The addresses of a `host:port` or `[IPv6]:port`. Resolved each time, since an address may change during an outage.
-/// Blocks as long as the system's resolver does.
-pub fn resolve(host: &str) -> Result<Vec<SocketAddr>, String> {
-    let all: Vec<_> = host.to_socket_addrs().map_err(|e| format!("cannot resolve the name: {e}"))?.collect();
-    if all.is_empty() { Err("the name has no address".to_owned()) } else { Ok(all) }
-}
 
 /// The versions that the broker supports. `None`: it closes the connection on ApiVersions. Kafka 0.9 does that (KIP-35
 /// came with 0.10), and so do many other servers.
@@ -93,33 +86,6 @@ pub fn topic(
     let mut partitions: Vec<i32> = found.partitions.iter().map(|p| p.partition).collect();
     partitions.sort_unstable();
     Ok(TopicAnswer { code: found.error, partitions })
-}
-
-/// The message for a peer that [`closes_unasked`].
-pub fn crowded() -> Reason {
-    const WHY: &str = "closes every connection at once, before any request: too many connections \
-        (max.connections.per.ip or max.connections of the broker), or a proxy without a backend";
-    Reason::new(WHY, "close some, or raise the limit")
-}
-
-/// The message for a peer that supports ApiVersions, but not Produce.
-pub fn controller() -> Reason {
-    Reason::new("it accepts no records, as a controller does not", "use a broker's port")
-}
-
-/// How long a peer may take to close a connection on which nothing is sent.
-const UNASKED: Duration = Duration::from_secs(1);
-
-/// Whether the peer closes a connection before any request. A Kafka listener, with TLS or without, waits minutes for
-/// the first request.
-pub fn closes_unasked(mut stream: TcpStream) -> bool {
-    if stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(UNASKED))).is_err() {
-        return false;
-    }
-    match stream.read(&mut [0]) {
-        Ok(read) => read == 0,
-        Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
-    }
 }
 
 #[cfg(test)]

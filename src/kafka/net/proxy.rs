@@ -6,8 +6,8 @@
 use super::http::{self, HttpHead};
 use super::secret;
 use crate::error::Reason;
-use crate::kafka::net::connection::Trouble;
 use crate::kafka::net::stream::{CountedSocket, Stream, TimedStream};
+use crate::kafka::net::trouble::Trouble;
 use std::fmt;
 use std::net::TcpStream;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! The byte stream of a connection: a non-blocking socket, plain or inside TLS. `tls.rs` makes the handshake.
 //! [`TimedStream`] adds blocking calls with a deadline.
 
-use crate::kafka::net::connection::Trouble;
-use crate::kafka::net::tls;
+use crate::kafka::net::tls_errors::explain;
+use crate::kafka::net::trouble::Trouble;
 use crate::traffic::SocketBytes;
 use crate::waker::poll_for;
 use rustix::event::{PollFd, PollFlags};
@@ -133,7 +133,7 @@ impl Tls {
             Ok(state) => self.more = state.plaintext_bytes_to_read() > 0,
             Err(e) => {
                 let _ = self.push(); // the alert that tells the peer why
-                return Err(io::Error::other(tls::explain(&e)));
+                return Err(io::Error::other(explain(&e)));
             }
         }
         Ok(n > 0)
@@ -158,7 +158,7 @@ impl Tls {
     fn said_before(&mut self, failed: io::Error) -> io::Error {
         while let Ok(1..) = self.session.read_tls(&mut self.socket) {
             if let Err(e) = self.session.process_new_packets() {
-                return io::Error::other(tls::explain(&e));
+                return io::Error::other(explain(&e));
             }
         }
         failed

@@ -1,7 +1,8 @@
 //! Reads a broker's answers and turns them into verdicts.
 
 use super::{Request, Session, What};
-use crate::kafka::net::connection::{Trouble, mismatch};
+use crate::kafka::net::connection::mismatch;
+use crate::kafka::net::trouble::Trouble;
 use crate::kafka::peer::Peer;
 use crate::kafka::protocol::errors::{self, Also};
 use crate::kafka::protocol::messages::{self, Produced};

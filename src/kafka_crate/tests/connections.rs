@@ -4,8 +4,8 @@ use super::super::*;
 use super::{PATIENCE, Rig, again, one, options};
 use crate::kafka::net::testing::{hole, parrot};
 use crate::kafka::scripted::{Act, FIRST_GHOST, Peers};
-use crate::producer::driver::Drive;
 use crate::producer::testing;
+use crate::producer::worker::Worker;
 use std::thread;
 
 /// D1, late answers. Fails when the client survives an error (`fence` putting it back): batch 2 then meets the closed
@@ -63,7 +63,7 @@ fn d3_signals_are_blocked_in_the_drivers_threads() {
     let ends = {
         let options = options(&[peer.host()]);
         let run = move |orders: &_, events: &_, board: &_| run(&options, orders, events, board);
-        testing::drive(Drive::worker(None, run), Arc::new(Board::default()))
+        testing::drive(Worker::drive(None, run), Arc::new(Board::default()))
     };
     ends.order(Order::Send(vec![one("a")]));
     let stored = |e: Event| matches!(e, Event::Done { verdict: Verdict::Stored { .. }, .. });

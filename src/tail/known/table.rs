@@ -1,6 +1,6 @@
 //! The known streams, indexed by stream number, by inode and by followed path.
 
-use super::{Entry, StreamUse};
+use super::entry::{Entry, StreamUse};
 use crate::record::{Identity, StreamId};
 use crate::tail::assign::is_same_file;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

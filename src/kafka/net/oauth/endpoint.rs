@@ -4,11 +4,12 @@ use super::url::TokenUrl;
 use super::{TOO_SHORT, Token, field, jwt, left_of, seconds};
 use crate::error::Reason;
 use crate::kafka::KafkaOptions;
-use crate::kafka::net::connection::{self, Trouble};
 use crate::kafka::net::http::{self, HttpAnswer};
 use crate::kafka::net::secret::{self, PASSWORD_MOST};
+use crate::kafka::net::socket;
 use crate::kafka::net::stream::{CountedSocket, Stream, TimedStream};
 use crate::kafka::net::tls::{self, TlsOptions};
+use crate::kafka::net::trouble::Trouble;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,7 @@ impl TokenEndpoint {
     }
 
     fn connect(&self, options: &KafkaOptions) -> Result<Stream, Trouble> {
-        let socket = connection::connect(&self.url.address, options, 0)?;
+        let socket = socket::connect(&self.url.address, options, 0)?;
         // `localhost` may be forwarded elsewhere, and a local proxy sends everything on.
         let peer = socket.peer_addr()?.ip().to_canonical();
         let socket = CountedSocket::new(socket, &Arc::default()); // not counted for any broker

@@ -1,6 +1,8 @@
 //! Files that can be used and files that cannot, and what errors report.
 
 use super::*;
+use rustls::CertificateError;
+use rustls::pki_types::UnixTime;
 
 /// Version 1, as `openssl x509 -req` writes it without -extfile.
 const CERT: &str = "\
