@@ -99,7 +99,7 @@ pub struct ProducerOptions {
     pub dead_letter_limit: u64,
     /// Wall clock at an earlier run's last save, in ms since 1970. See [`clock::stamp`].
     pub saved_ms: i64,
-    /// Seeds `random` and the retry jitter.
+    /// Seeds `random`, the retry jitter, and the partition where `sticky` begins.
     pub seed: u64,
     /// For `send`: receives a receipt for each stored batch.
     pub receipts: Option<Sender<Receipt>>,
@@ -119,7 +119,7 @@ impl Default for ProducerOptions {
             dead_letter: None,
             dead_letter_limit: 64 << 20,
             saved_ms: 0,
-            seed: 1,
+            seed: 0,
             receipts: None,
             once: None,
         }

@@ -383,6 +383,7 @@ impl Report {
     fn traffic(&mut self, config: &Config) {
         let Output::Kafka(k) = &config.output else { return };
         let mut files: Vec<PathBuf> = config.sources.iter().flat_map(found::files).collect();
+        files.retain(|path| path.is_file());
         files.sort_unstable();
         files.dedup();
         let now = clock::now_ms() as f64 / 1e3;

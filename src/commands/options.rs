@@ -140,8 +140,8 @@ pub fn journals(
 
 fn entry_rules(config: &Config, j: &JournalSource) -> EntryRules {
     let filter = EntryFilter {
-        units: j.units.clone(),
-        exclude_units: j.exclude_units.iter().cloned().chain(journal::own_unit()).collect(),
+        units: j.units.iter().map(|name| unit(name)).collect(),
+        exclude_units: j.exclude_units.iter().map(|name| unit(name)).chain(journal::own_unit()).collect(),
         identifiers: j.identifiers.clone(),
         priority: j.priority.map(|p| p.0),
         transports: j.transport.clone(),
@@ -156,6 +156,13 @@ fn entry_rules(config: &Config, j: &JournalSource) -> EntryRules {
         _ => None,
     };
     EntryRules { filter, format, key, max_line: j.max_line }
+}
+
+/// As for journalctl and systemctl, a name without a unit type is a service (systemd.unit(5)).
+fn unit(name: &str) -> String {
+    let types = "service socket device mount automount swap target path timer slice scope";
+    let has_type = name.rsplit_once('.').is_some_and(|(_, end)| types.split(' ').any(|t| t == end));
+    if has_type { name.to_owned() } else { format!("{name}.service") }
 }
 
 fn journal_shape(config: &Config, j: &JournalSource) -> Shape {
@@ -241,7 +248,7 @@ pub fn dead_letter(config: &Config) -> (Option<PathBuf>, u64) {
 }
 
 /// Different in every process, so that two agents do not choose the same partitions and pauses.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0u8)
 }

@@ -49,6 +49,7 @@ pub fn run(asked: cli::SendArgs, at_once: fn(ExitCode) -> !) -> Result<ExitCode,
         batch: kafka.batch,
         rate: kafka.rate,
         receipts: Some(receipt_tx),
+        seed: super::options::seed(),
         ..producer::ProducerOptions::default()
     };
     let waker = Waker::new().map_err(Error::no_eventfd)?;

@@ -33,7 +33,7 @@ instead of
 .I .toml
 may contain further
 .I *.toml
-files with any tables; they are read in alphabetical order. The
+files with any tables; they are read in alphabetical order, except hidden ones. The
 .B [[files]]
 and
 .B [[journal]]

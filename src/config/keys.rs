@@ -195,7 +195,7 @@ table! {
         "One table for each systemd journal, which is read from its files. journald removes old entries by its own limits (SystemMaxUse=); entries lost in a longer outage are counted. If `key` of [kafka] names a field, it is a field of the entry. The record's time is the entry's." {
         units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"sshd.service\"]"), Restart,
             "Only entries of or about these units, as with `journalctl -u`; by default all.",
-            "Full names, without wildcards. Entries about a unit are those of systemd (UNIT=) and of root \
+            "Without wildcards; a name without a unit type is a service. Entries about a unit are those of systemd (UNIT=) and of root \
              (OBJECT_SYSTEMD_UNIT=, COREDUMP_UNIT=).";
         exclude_units: Vec<String> = texts_list("list of texts"), Instance("[]", "[\"noisy.service\"]"), Restart,
             "Units to skip. The agent's own unit is always skipped.";

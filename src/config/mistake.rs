@@ -225,7 +225,7 @@ impl Display for Conflict {
                     f,
                     "`memory` of {memory} bytes is too small for {topics} topic{s}: {per_topic} bytes for each (its \
                      longest line, and tables) and {encoding} to encode are needed; write memory = \"{least}KiB\" or \
-                     more in [agent], or a smaller max_line"
+                     more in [agent], or a smaller batch or max_line"
                 );
             }
             ExactlyOnceAcks => {

@@ -22,6 +22,10 @@ pub fn fill(
     let mut rest = text;
     while let Some((before, behind)) = rest.split_once("${") {
         let (inner, behind) = behind.split_once('}').ok_or(WrongPlaceholder::Unknown)?;
+        // In a default, it would stay as it is.
+        if inner.contains("${") {
+            return Err(WrongPlaceholder::Unknown);
+        }
         filled.push_str(before);
         match inner.strip_prefix("env:") {
             None if inner == "host" => filled.push_str(host),
@@ -95,7 +99,16 @@ mod tests {
     #[test]
     fn an_unknown_placeholder_is_a_mistake() {
         use WrongPlaceholder::*;
-        for text in ["${hots}", "${host", "${}", "${env:}", "${env:A-B}", "${env:1A}", "${ host }"] {
+        for text in [
+            "${hots}",
+            "${host",
+            "${}",
+            "${env:}",
+            "${env:A-B}",
+            "${env:1A}",
+            "${ host }",
+            "${env:NO:-${host}}",
+        ] {
             assert_eq!(filled(text), Err(Unknown), "{text}");
         }
         assert_eq!(filled("x${env:NO}"), Err(Missing("NO".into())));

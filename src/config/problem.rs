@@ -6,6 +6,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Characters of a line that a syntax error shows.
+const EXCERPT: usize = 120;
+
 /// A position in one of the files that were read.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TextPosition {
@@ -68,7 +71,11 @@ impl Problems {
     pub fn add_syntax(&mut self, doc: usize, at: usize, span: Range<usize>, message: &str) {
         let text = &self.docs[doc].text;
         let (number, _) = line_and_column(text, at);
-        let line = text.lines().nth(number - 1).unwrap_or_default().trim().to_owned();
+        let line = text.lines().nth(number - 1).unwrap_or_default().trim();
+        let line = match line.char_indices().nth(EXCERPT) {
+            Some((end, _)) => format!("{}…", &line[..end]),
+            None => line.to_owned(),
+        };
         self.add_broken(doc, at, span, Mistake::Syntax(message.into(), line));
     }
 

@@ -130,7 +130,9 @@ fn more_files(main: &Path) -> Result<Vec<PathBuf>, Error> {
     };
     let paths: Result<Vec<PathBuf>, _> = entries.map(|e| e.map(|e| e.path())).collect();
     let mut paths = paths.map_err(unreadable)?;
-    paths.retain(|p| p.extension().is_some_and(|e| e == "toml"));
+    // Emacs's lock of the file being edited is a dangling link `.#NAME.toml`.
+    let hidden = |p: &PathBuf| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+    paths.retain(|p| p.extension().is_some_and(|e| e == "toml") && !hidden(p));
     paths.sort_unstable();
     Ok(paths)
 }

@@ -259,6 +259,13 @@ fn six_kinds_of_mistakes_are_all_reported() {
     );
 }
 
+/// Fails when a syntax error in a long line fills the log with it.
+#[test]
+fn a_long_line_is_shown_in_part() {
+    let found = problems(&format!("a = {}é{}", "[".repeat(200), "x".repeat(200_000)));
+    assert!(!found.is_empty() && found.iter().all(|line| line.len() < 500), "{found:?}");
+}
+
 /// Each line is a mistake placed after `[kafka]`, `[[files]]` or at the top, with the expected message.
 #[test]
 fn one_mistake_each() {
@@ -310,7 +317,7 @@ fn one_mistake_each() {
         ("memory = 1", "4:1", "it belongs in [agent]"),
         ("nonsense = 1", "4:1", "known here: brokers, topic"),
         ("create_topics = \"yes\"", "4:17", "is a text, not true or false"),
-        ("batch = \"20MiB\"", "4:9", "`memory` of 8388608 bytes is too small for 1 topic:"),
+        ("batch = \"20MiB\"", "4:9", "in [agent], or a smaller batch"),
     ];
     for (line, at, said) in in_kafka {
         let config = LEAST.replace("topic = \"t\"", &format!("topic = \"t\"\n{line}"));
@@ -469,6 +476,7 @@ fn not_utf8() {
     assert!(found[0].starts_with("c.toml:7:3: a byte that is not UTF-8"), "{found:#?}");
 }
 
+/// Fails when a file that is not `*.toml` to a shell is read, such as an editor's lock, a dangling link.
 #[test]
 fn more_files_beside_the_config() {
     let b = Box::new(LEAST);
@@ -476,6 +484,7 @@ fn more_files_beside_the_config() {
     fs::write(b.path("c.d/2.toml"), "[[files]]\npaths = \"/2\"\ntopic = \"two\"\n").unwrap();
     fs::write(b.path("c.d/1.toml"), "[[files]]\npaths = \"/1\"\n").unwrap();
     fs::write(b.path("c.d/3.toml.bak"), "nonsense").unwrap();
+    std::os::unix::fs::symlink("user@box.1", b.path("c.d/.#1.toml")).unwrap();
     let c = b.load(Overrides::default()).unwrap();
     let topics: Vec<&str> = c.sources.iter().map(|s| s.topic()).collect();
     assert_eq!(topics, ["t", "t", "two"]);

@@ -96,7 +96,7 @@ impl TopicQueue {
             partitions: Vec::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            turn: 0,
+            turn: options.seed as usize,
             trouble: None,
             spare: Default::default(),
         }

@@ -54,7 +54,9 @@ const AGENT: [Metric<Snapshot>; 18] = [
     ),
     ("logagent_retries_total", "Batches sent again.", |s| number(s.totals.retries)),
     ("logagent_memory_used_bytes", "Bytes between disk and acknowledgement.", |s| number(s.memory.used)),
-    ("logagent_memory_limit_bytes", "The limit set by memory in the config.", |s| number(s.memory.limit)),
+    ("logagent_memory_limit_bytes", "What memory in the config allows, less the encoding buffers.", |s| {
+        number(s.memory.limit)
+    }),
     ("logagent_state_written_bytes_total", "Bytes written to the state folder.", |s| {
         number(s.state.bytes_written)
     }),

@@ -2,6 +2,7 @@
 
 use crate::harness::*;
 use rustix::process::Signal;
+use std::collections::HashSet;
 use std::time::Instant;
 
 const LINES: u64 = 200_000;
@@ -231,6 +232,18 @@ fn send_prints_partition_and_offset() {
         ];
         assert_eq!(seen, wanted, "an empty line is an empty record, not a null");
     }
+}
+
+/// Fails when each `send` begins with the same partition.
+#[test]
+fn send_spreads_single_values() {
+    let broker = Broker::shared(Version::V41);
+    let topic = broker.topic(4);
+    let send = format!("send --brokers {} --topic {} x", broker.address, topic.name);
+    let one = |_| Folder::new().agent_line(&send).run_for(PATIENT).expect_code(0).stdout[..5].to_vec();
+    // By chance, 20 values go to the same partition once in 10^11 runs.
+    let used: HashSet<Vec<u8>> = (0..20).map(one).collect();
+    assert!(used.len() > 1, "all went to one partition");
 }
 
 /// Fails when an interrupted `send` waits for brokers that cannot be reached.

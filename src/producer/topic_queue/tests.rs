@@ -352,3 +352,15 @@ fn timestamps_of_a_machine_that_boots_in_1970() {
         assert_eq!(b.stamp(), stamp, "at {wall_ms}");
     }
 }
+
+/// Fails when every process begins with the same partition: single lines of a whole fleet (`send`, `run --once`) would
+/// all go there.
+#[test]
+fn the_seed_chooses_the_first_partition() {
+    let first = |seed| {
+        let mut b = Bench::new(&ProducerOptions { seed, ..ProducerOptions::default() }, NUMBERED, &[0, 1, 2]);
+        b.arrive();
+        b.in_flight[0].partition
+    };
+    assert_eq!([0, 1, 2].map(first), [1, 2, 0]);
+}
