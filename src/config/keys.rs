@@ -141,7 +141,8 @@ table! {
              rotated ones are read to their end.",
             "A file that two tables match is read once, by the first.";
         exclude: Exclude = exclusions("glob or list of globs"), Instance("[]", "[\"*.gz\"]"), AtOnce,
-            "Files to skip: a glob without / is matched against the file's name, one with / against the whole path.";
+            "Files to skip: a glob without / is matched against the file's name, one with / against the whole path.",
+            "The agent's own files in state_dir and its metrics textfile are always skipped, unless paths names one of them.";
         topic: Option<String> = topic("topic"), Example("\"nginx\""), AtOnce,
             "Overrides the one in [kafka].";
         start: Start = start("\"end\", \"beginning\" or an offset in bytes"), Default("\"end\""), AtOnce,

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::fs::Permissions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name, help and value of a metric of the agent, or of each file, broker or topic. Its type follows from the name.
 type Metric<T> = (&'static str, &'static str, fn(&T) -> Option<f64>);
@@ -153,12 +153,18 @@ fn labelled(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     let _ = writeln!(out, " {value}");
 }
 
-/// Replaces the file atomically, as the collector requires. Not synced, because it is worthless after a reboot.
-pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
+/// The name under which a new version of the file is written.
+pub fn new_file(path: &Path) -> PathBuf {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".tmp"); // the collector reads only *.prom
+    tmp.into()
+}
+
+/// Replaces the file atomically, as the collector requires. Not synced, because it is worthless after a reboot.
+pub fn write(path: &Path, s: &Snapshot) -> io::Result<()> {
+    let tmp = new_file(path);
     // The folder, or a symlink in it, may belong to another user.
-    let mut file = private_file::replace(tmp.as_ref(), 0o644)?;
+    let mut file = private_file::replace(&tmp, 0o644)?;
     file.set_permissions(Permissions::from_mode(0o644))?; // the collector runs as another user, and our umask is strict
     file.write_all(text(s).as_bytes())?;
     #[allow(clippy::disallowed_methods)] // nothing here has to survive a power loss

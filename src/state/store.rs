@@ -22,6 +22,8 @@ pub const PREVIOUS: &str = "offsets.previous";
 const TMP: &str = "offsets.tmp";
 const LOCK: &str = "lock";
 pub const LETTERS: &str = "dead-letter";
+/// All files in the state folder.
+pub const FILES: [&str; 8] = [OFFSETS, PREVIOUS, TMP, LOCK, LETTERS, "air", "flights", "budget"];
 
 /// A larger `offsets` is not ours.
 const MOST_BYTES: u64 = 256 << 20;

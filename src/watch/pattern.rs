@@ -1,6 +1,6 @@
 //! The path patterns of a source: one literal path, or a glob that is walked folder by folder.
 
-use super::glob::{Glob, GlobError};
+use super::glob::{self, Glob, GlobError};
 use crate::links;
 use std::ffi::OsString;
 use std::fs;
@@ -215,6 +215,12 @@ impl Exclude {
     pub fn new(globs: &[String]) -> Result<Exclude, GlobError> {
         let build = |g: &String| Ok((g.contains('/'), Glob::new(g)?));
         Ok(Exclude(globs.iter().map(build).collect::<Result<_, GlobError>>()?))
+    }
+
+    /// Excludes these files too.
+    pub fn add(&mut self, paths: &[PathBuf]) {
+        let globs = paths.iter().filter_map(|p| Glob::new(&glob::escape(p.to_str()?)).ok());
+        self.0.extend(globs.map(|glob| (true, glob)));
     }
 
     pub fn matches(&self, path: &Path) -> bool {

@@ -17,6 +17,32 @@ fn sorted(mut lines: Vec<Vec<u8>>) -> Vec<String> {
     lines.iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect()
 }
 
+/// A pattern covers the state folder and the metrics. Fails when the agent sends what it writes there itself, which never
+/// ends.
+#[test]
+fn the_agents_own_files_are_left_out() {
+    let folder = Folder::new();
+    config(
+        &folder,
+        "[agent]\nstate_dir = \"DIR/all/state\"\n[kafka]\nbrokers = [\"127.0.0.1:1\"]\ntopic = \"t\"\n[metrics]\ntextfile = \"DIR/all/m.prom\"\n\
+         [[files]]\npaths = [\"DIR/all/**\"]\nstart = \"beginning\"\n",
+    );
+    folder.write("all/a.log", "first\n");
+    let agent = folder.agent_line("run -c c.toml --output stdout").start();
+    agent.wait_lines(1);
+    wait_until(PATIENT, "the metrics are written", || folder.path("all/m.prom").exists());
+    // Positions are saved once a second, and each save replaces the file.
+    for n in 0..4 {
+        pause(millis(1100));
+        folder.append("all/a.log", format!("{n}\n"));
+    }
+    let all = sorted(agent.wait_lines(5));
+    assert_eq!(all, ["0", "1", "2", "3", "first"]);
+    let checked = folder.agent_line("check -c c.toml").run();
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(said.contains("all/a.log") && !said.contains("state/offsets"), "{said}");
+}
+
 /// Fails when `**` does not descend into new folders, or `exclude` matches whole paths only.
 #[test]
 fn folders_below_folders() {
