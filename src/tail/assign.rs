@@ -419,7 +419,7 @@ fn begins_alike(s: &KnownStream, i: usize, peek: &mut dyn Peek) -> io::Result<bo
 ///
 /// This may be wrong, which does no harm: with exactly-once nothing of such a stream was delivered, and each file is read
 /// once, whichever stream it continues. A file whose bytes a tail already has open must not be among them, whatever its name
-/// is now ([`super::Tail::held`]). A stream for which no file is left is reported as lost.
+/// is now ([`super::find::Search::held`]). A stream for which no file is left is reported as lost.
 fn continue_untouched(
     streams: &[KnownStream],
     files: &[FolderFile],

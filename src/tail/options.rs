@@ -62,7 +62,7 @@ pub struct TailOptions {
     /// Lines may wait this long for more of them.
     pub linger: Duration,
     pub rotate_grace: Duration,
-    /// See [`follow::Patience`].
+    /// See [`super::follow::Patience`].
     pub line_after: Option<Duration>,
     pub record_after: Option<Duration>,
     pub deleted_hold: Hold,

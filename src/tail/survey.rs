@@ -155,7 +155,7 @@ impl Tail<'_> {
     }
 
     /// Runs a search while this tail has `file` open, which was at its path, and is about to read it: see
-    /// [`Tail::held`].
+    /// [`super::find::Search::held`].
     pub(super) fn holding<T>(
         &mut self,
         file: Option<&File>,
