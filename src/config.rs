@@ -33,11 +33,13 @@ pub use crate::kafka::protocol::codec::Codec;
 pub use crate::producer::Partitioner;
 pub use crate::producer::driver::Acks;
 use crate::record::{Format, Key, Line};
+use crate::report::metrics;
+use crate::state::store;
 pub use crate::state::{Damaged, Sync};
 use crate::tail::Hold;
 pub use crate::tail::Start;
 use crate::tail::framing::{Joint, Multiline};
-use crate::watch::pattern::Pattern;
+use crate::watch::pattern::{Exclude, Pattern};
 pub use keys::{Agent, JournalSource, Kafka, Source};
 use problem::Problems;
 pub use spec::{KeySpec, Reload, ShownValue, TableSpec};
@@ -242,6 +244,26 @@ pub struct MemoryPlan {
 }
 
 impl Config {
+    /// What is left out of a source. That includes the files that the agent itself writes, unless `paths` names one of
+    /// them: a pattern that matched them would feed on its own output.
+    pub fn exclude(&self, source: &Source) -> Exclude {
+        let mut exclude = source.exclude.clone();
+        let own = self.own_files();
+        if !source.paths.iter().any(|p| p.literal().is_some_and(|path| own.contains(&path))) {
+            exclude.add(&own);
+        }
+        exclude
+    }
+
+    fn own_files(&self) -> Vec<PathBuf> {
+        let state_dir = self.agent.state_dir.as_deref();
+        let folders = [state_dir.map(Path::to_owned), state_dir.and_then(|dir| dir.canonicalize().ok())];
+        let mut all: Vec<PathBuf> =
+            folders.iter().flatten().flat_map(|dir| store::FILES.map(|name| dir.join(name))).collect();
+        all.extend(self.textfile.iter().flat_map(|path| [path.clone(), metrics::new_file(path)]));
+        all
+    }
+
     pub fn memory_plan(&self) -> MemoryPlan {
         let files = self.sources.iter().map(|s| s.max_line);
         let longest = files.chain(self.journals.iter().map(|j| j.max_line)).max().unwrap_or(0);

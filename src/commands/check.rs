@@ -109,7 +109,7 @@ impl Report {
         r.state(config);
         r.metrics(config);
         for (i, source) in config.sources.iter().enumerate() {
-            r.source(i, source);
+            r.source(i, config, source);
         }
         for journal in &config.journals {
             r.journal(journal);
@@ -278,10 +278,10 @@ impl Report {
     }
 
     /// The files that a source matches now.
-    fn source(&mut self, index: usize, source: &Source) {
+    fn source(&mut self, index: usize, config: &Config, source: &Source) {
         let patterns: Vec<String> = source.paths.iter().map(found::pattern_text).collect();
         self.line("files", &format!("{} to topic {}", patterns.join(", "), source.topic()));
-        let files = found::files(source);
+        let files = found::files(config, source);
         if files.is_empty() {
             self.line("", "    no file matches at the moment");
         }
@@ -310,7 +310,7 @@ impl Report {
             self.matched += 1;
             self.file(index, &path);
         }
-        for path in found::compressed(source) {
+        for path in found::compressed(config, source) {
             self.line("", &format!("    {}: compressed in an unsupported format, skipped", shown(&path)));
         }
     }
@@ -382,7 +382,8 @@ impl Report {
     /// Estimates the network traffic per day from the current files.
     fn traffic(&mut self, config: &Config) {
         let Output::Kafka(k) = &config.output else { return };
-        let mut files: Vec<PathBuf> = config.sources.iter().flat_map(found::files).collect();
+        let mut files: Vec<PathBuf> =
+            config.sources.iter().flat_map(|source| found::files(config, source)).collect();
         files.retain(|path| path.is_file());
         files.sort_unstable();
         files.dedup();

@@ -68,7 +68,7 @@ pub fn sources(config: &Config, shares: &mut Shares, is_known: impl Fn(&[u8]) ->
         let known = s.paths.iter().filter(|p| is_known(&p.text)).cloned().collect();
         let watched = Watched {
             patterns: s.paths.clone(),
-            exclude: s.exclude.clone(),
+            exclude: config.exclude(s),
             poll: s.poll.is_some(),
             linger: producer(config).linger,
         };

@@ -9,8 +9,6 @@ use super::table::defaults;
 use super::*;
 use crate::journal;
 use crate::kafka::net::oauth::{OauthOptions, TokenSource};
-use crate::report::metrics;
-use crate::state::store;
 use crate::watch::glob;
 
 const AGENT: TableId = ("[agent]", 0);
@@ -60,13 +58,6 @@ pub fn resolve(
         None if r.top.is_some() => state_dir(agent.state_dir, around, r.problems),
         None => None,
     };
-    let own = own_files(agent.state_dir.as_deref(), written.metrics.textfile.as_deref());
-    for source in &mut sources {
-        let is_named = |file: &PathBuf| source.paths.iter().any(|p| p.literal().as_ref() == Some(file));
-        if !own.iter().any(is_named) {
-            source.exclude.add(&own);
-        }
-    }
     let config = Config {
         agent,
         output: if stdout { Output::Stdout } else { Output::Kafka(written.kafka) },
@@ -103,16 +94,6 @@ pub fn kafka(
 pub fn state_dir(written: Option<PathBuf>, around: &Surroundings, problems: &Problems) -> Option<PathBuf> {
     let says = problems.place_of(AGENT, "state_dir").is_some();
     around.state_directory.clone().filter(|_| !says).or(written)
-}
-
-/// The files that the agent itself writes: a pattern that matched them would feed on its own output.
-fn own_files(state_dir: Option<&Path>, textfile: Option<&Path>) -> Vec<PathBuf> {
-    let real = state_dir.and_then(|dir| dir.canonicalize().ok());
-    let folders = [state_dir.map(Path::to_owned), real];
-    let mut all: Vec<PathBuf> =
-        folders.iter().flatten().flat_map(|dir| store::FILES.map(|name| dir.join(name))).collect();
-    all.extend(textfile.into_iter().flat_map(|path| [path.to_owned(), metrics::new_file(path)]));
-    all
 }
 
 struct Resolver<'a> {

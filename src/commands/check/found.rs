@@ -1,6 +1,6 @@
 //! The files that a source matches now, found with the agent's own discovery code.
 
-use crate::config::Source;
+use crate::config::{Config, Source};
 use crate::packed::{Packed, packing};
 use crate::watch::pattern::{Pattern, Visitor};
 use std::fs::Metadata;
@@ -8,24 +8,25 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Every file that the source would follow, in order, each path once.
-pub fn files(source: &Source) -> Vec<PathBuf> {
-    let mut all = named(source);
+pub fn files(config: &Config, source: &Source) -> Vec<PathBuf> {
+    let mut all = named(config, source);
     all.retain(|p| packing(p) != Packed::Other);
     all
 }
 
 /// Matching files in an unsupported compression format.
-pub fn compressed(source: &Source) -> Vec<PathBuf> {
-    let mut all = named(source);
+pub fn compressed(config: &Config, source: &Source) -> Vec<PathBuf> {
+    let mut all = named(config, source);
     all.retain(|p| packing(p) == Packed::Other);
     all
 }
 
-fn named(source: &Source) -> Vec<PathBuf> {
+fn named(config: &Config, source: &Source) -> Vec<PathBuf> {
+    let exclude = config.exclude(source);
     let mut all: Vec<PathBuf> = source.paths.iter().flat_map(|p| walk(p).files).collect();
     all.sort_unstable();
     all.dedup();
-    all.retain(|p| !source.exclude.matches(p));
+    all.retain(|p| !exclude.matches(p));
     all
 }
 
