@@ -90,9 +90,12 @@ fn an_unreadable_disk_does_not_end_the_service() {
     folder.write("c.toml", "[agent]\nstate_dir = \"state\"\n[[files]]\npaths = [\"f.log\"]\n");
     folder.mkdir("c.d");
     folder.write("c.d/m.toml", "[metrics]\n");
-    let cases =
-        [("c.toml", "openat:error=ENFILE"), ("c.toml", "read:error=EIO"), ("c.d", "getdents64:error=EIO")];
-    for (at, inject) in cases.into_iter().chain([("c.d/m.toml", "openat:error=ENOMEM")]) {
+    let cases = [
+        ("c.toml", "?open,openat:error=ENFILE"),
+        ("c.toml", "read:error=EIO"),
+        ("c.d", "getdents64:error=EIO"),
+    ];
+    for (at, inject) in cases.into_iter().chain([("c.d/m.toml", "?open,openat:error=ENOMEM")]) {
         let (path, inject) = (folder.path(at).display().to_string(), format!("inject={inject}"));
         let strace = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &inject, "-P", &path];
         let config = folder.path("c.toml").display().to_string();
